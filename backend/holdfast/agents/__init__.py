@@ -1,0 +1,1 @@
+"""Agents: what they are given, what they may say, and the adapters for models."""

@@ -1,0 +1,113 @@
+"""uvicorn as Holdfast runs it: its socket protocol, its signals, one process or several."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from holdfast.api.app import Services
+from holdfast.config import Settings
+
+log = logging.getLogger("holdfast.server")
+
+_WRITE_HIGH = 32 * 1024
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol with a small write buffer and a way to cut a stalled peer off.
+
+    `send` and `close` both wait for a peer that may never read; the transport's `abort`, put into
+    the scope's state, does not.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        real = cast("asyncio.Transport", transport)
+        self.app_state = {**self.app_state, "abort": real.abort}
+        real.set_write_buffer_limits(high=_WRITE_HIGH)
+        super().connection_made(transport)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains at the first SIGTERM or SIGINT and ends at the second."""
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+        self._drain: asyncio.Task[None] | None = None
+        self._signalled = False
+        self._loop: asyncio.AbstractEventLoop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's signal handler."""
+        if self._signalled or not hasattr(self, "_loop"):
+            log.warning("ending at once")
+            self.should_exit = self.force_exit = True
+            if self._drain is not None:
+                self._drain.cancel()
+            return
+        log.info("%s: draining", signal.Signals(sig).name)
+        self._loop.call_soon_threadsafe(self._start_drain)
+        self._signalled = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and remember the loop that signals are handed to."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def _start_drain(self) -> None:
+        self._drain = self._loop.create_task(self._drained())
+
+    async def _drained(self) -> None:
+        try:
+            await self._services.drain()
+        finally:
+            self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal ends it."""
+    limits: dict[str, Any] = {"ws_max_size": settings.frame_bytes, "ws_max_queue": 32}
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws=SocketProtocol,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        **limits,
+    )
+    server = Server(config, app.state.services)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])

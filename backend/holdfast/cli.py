@@ -1,0 +1,195 @@
+"""The command line: `holdfast serve | chat | migrate | token | user | doctor | export | import`."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from holdfast import __version__
+from holdfast.config import SettingError, Settings, flag, load
+
+TOML = "holdfast.toml"
+_NEEDS_DATABASE = ("data_dir", "database_url")
+
+
+class Stop(Exception):
+    """The command cannot go on; the message says why and what to do, in one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry of the `holdfast` command."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run: Callable[[argparse.Namespace], int | None] = arguments.run
+        code = run(arguments)
+    except (Stop, SettingError) as error:
+        print(f"holdfast: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code or 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="holdfast", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = _command(commands, "serve", "serve the chat", _serve)
+    for entry in fields(Settings):
+        _add_setting(serve, entry)
+    serve.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
+
+    chat = _command(commands, "chat", "a chat in the terminal", _chat)
+    chat.add_argument("--url", default=None, help="the server (default: http://127.0.0.1:8000)")
+    chat.add_argument("--token", default=os.environ.get("HOLDFAST_TOKEN"), help="a token ($HOLDFAST_TOKEN)")
+    chat.add_argument("--session", help="go on with this session")
+    chat.add_argument("message", nargs="*", help="say this, wait for the answer, and end")
+
+    migrate = _command(commands, "migrate", "bring the schema to the newest version", _migrate, database=True)
+    migrate.add_argument("--check", action="store_true", help="only say whether it is; 1 when it is not")
+    migrate.add_argument("--sql", action="store_true", help="only print the SQL")
+
+    _add_accounts(commands)
+    doctor = _command(commands, "doctor", "check that everything is in order", _doctor)
+    for entry in fields(Settings):
+        _add_setting(doctor, entry)
+
+    export = _command(commands, "export", "write a session to standard output", _export, database=True)
+    export.add_argument("session")
+    export.add_argument("--format", choices=("jsonl", "json", "markdown"), default="jsonl")
+    load_ = _command(commands, "import", "read an exported session", _import, database=True)
+    load_.add_argument("file", help="a file that export wrote as jsonl, or -")
+    load_.add_argument("--user", default="local", help="whose session it becomes (default: local)")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, text: str, run: Callable[..., Any], *, database: bool = False
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    if database:
+        for entry in fields(Settings):
+            if entry.name in _NEEDS_DATABASE:
+                _add_setting(parser, entry)
+    return parser
+
+
+def _add_setting(parser: argparse.ArgumentParser, entry: Any) -> None:
+    text = entry.metadata["help"].replace("%", "%%")
+    parser.add_argument(
+        flag(entry.name), dest=entry.name, metavar=entry.name.rpartition("_")[2].upper(), help=text
+    )
+
+
+def _add_accounts(commands: Any) -> None:
+    token = commands.add_parser("token", help="tokens of users", description="tokens of users")
+    tokens = token.add_subparsers(required=True, metavar="COMMAND")
+    create = _command(tokens, "create", "make a token and print it", _accounts, database=True)
+    create.add_argument("name", help="what it is for")
+    create.add_argument("--user", help="whose it is (default: the token's name); made if need be")
+    create.add_argument("--admin", action="store_true", help="the user is an admin")
+    create.add_argument("--expires", help="for how long, such as 90d, 12h (default: for ever)")
+    create.set_defaults(account="token_create")
+    _command(tokens, "list", "list tokens", _accounts, database=True).set_defaults(account="token_list")
+    revoke = _command(tokens, "revoke", "end a token", _accounts, database=True)
+    revoke.add_argument("id")
+    revoke.set_defaults(account="token_revoke")
+
+    user = commands.add_parser("user", help="users", description="users")
+    users = user.add_subparsers(required=True, metavar="COMMAND")
+    create = _command(users, "create", "make a user", _accounts, database=True)
+    create.add_argument("name")
+    create.add_argument("--admin", action="store_true")
+    create.set_defaults(account="user_create")
+    _command(users, "list", "list users", _accounts, database=True).set_defaults(account="user_list")
+    disable = _command(users, "disable", "lock a user out", _accounts, database=True)
+    disable.add_argument("name")
+    disable.set_defaults(account="user_disable")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings from the command's flags, the environment and `holdfast.toml`."""
+    known = {entry.name for entry in fields(Settings)}
+    flags = {name: value for name, value in vars(arguments).items() if name in known}
+    environ = dict(os.environ)
+    return load(flags, environ, Path(TOML))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from holdfast import serving  # noqa: PLC0415 - the other commands need no server
+
+    return serving.serve(settings_of(arguments), arguments.listen_fd)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from holdfast import terminal  # noqa: PLC0415
+
+    url = arguments.url or os.environ.get("HOLDFAST_URL") or "http://127.0.0.1:8000"
+    return asyncio.run(
+        terminal.chat(url, arguments.token, arguments.session, " ".join(arguments.message) or None)
+    )
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from holdfast import administration  # noqa: PLC0415
+
+    return _with_administration(
+        lambda: administration.migrate(settings_of(arguments), check=arguments.check, sql=arguments.sql)
+    )
+
+
+def _accounts(arguments: argparse.Namespace) -> int:
+    from holdfast import administration  # noqa: PLC0415
+
+    return _with_administration(lambda: administration.accounts(settings_of(arguments), arguments))
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from holdfast import doctor  # noqa: PLC0415
+
+    return asyncio.run(doctor.examine(settings_of(arguments)))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from holdfast import administration  # noqa: PLC0415
+
+    return _with_administration(
+        lambda: administration.export(settings_of(arguments), arguments.session, arguments.format)
+    )
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from holdfast import administration  # noqa: PLC0415
+
+    return _with_administration(
+        lambda: administration.load(settings_of(arguments), arguments.file, arguments.user)
+    )
+
+
+def _with_administration(work: Callable[[], Awaitable[int]]) -> int:
+    async def run() -> int:
+        return await work()
+
+    return asyncio.run(run())
+
+
+def stop(message: str) -> NoReturn:
+    """End the command with one line.
+
+    Raises:
+        Stop: always.
+    """
+    raise Stop(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The cancellation enforcer: the backstop that finds what no message has told this node.
+
+Every second it reads what this node holds. A run whose cancel is requested gets its token set; a run
+that the node holds but does not carry out (its end could not be written while the database was gone)
+is ended as interrupted. It also learns whether other nodes live, which decides how often to poll.
+"""
+
+import asyncio
+import logging
+
+from holdfast.domain.errors import Unavailable
+from holdfast.engine.lease import Lease
+from holdfast.engine.registry import AgentTaskRegistry
+from holdfast.engine.worker import Worker
+from holdfast.store import nodes
+from holdfast.store.database import Database, Tx
+
+log = logging.getLogger("holdfast.enforcer")
+
+Held = list[tuple[str, str, int, bool]]
+
+
+class Enforcer:
+    """One loop. `alone` is whether this is the only living node."""
+
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        worker: Worker,
+        registry: AgentTaskRegistry,
+        *,
+        interval_s: float = 1.0,
+        crowded_interval_s: float = 0.25,
+    ) -> None:
+        self._database = database
+        self._lease = lease
+        self._worker = worker
+        self._registry = registry
+        self._interval_s = interval_s
+        self._crowded_interval_s = crowded_interval_s
+        self._suspects: set[tuple[str, int]] = set()
+        self.alone = True
+
+    async def enforce_forever(self) -> None:
+        """Look again and again; more often when other nodes may have been told."""
+        while True:
+            await asyncio.sleep(self._interval_s if self.alone else self._crowded_interval_s)
+            try:
+                await self.enforce()
+            except Unavailable:
+                continue
+            except Exception:
+                log.exception("the enforcer failed; it is tried again")
+
+    async def enforce(self) -> None:
+        """Look once."""
+        async with self._database.read() as conn:
+            tx = Tx(conn, self._database.dialect, await self._database.now(conn))
+            held = await nodes.held(tx, self._lease.node.id)
+            self.alone = await nodes.living(tx) <= 1
+        for run, session, _attempt, cancelled in held:
+            if cancelled:
+                self._registry.cancel_run(session, run)
+        await self._end_lost(held)
+
+    async def _end_lost(self, held: Held) -> None:
+        mine = self._worker.running
+        lost = {(run, attempt) for run, _session, attempt, _cancelled in held if run not in mine}
+        for run, attempt in lost & self._suspects:
+            await self._lease.end_interrupted(run, attempt)
+        self._suspects = lost - self._suspects

@@ -1,0 +1,217 @@
+"""The engine of one node: its parts, how they start and stop, and what may be asked of it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from holdfast.agents.resolve import ResolvedAgent
+from holdfast.clock import Clock, SystemClock, is_id, new_id
+from holdfast.config import Settings
+from holdfast.domain.cursors import Cursor
+from holdfast.domain.errors import RunNotFound, SessionNotFound
+from holdfast.domain.transcript import QueueItem
+from holdfast.domain.users import User
+from holdfast.engine.enforcer import Enforcer
+from holdfast.engine.hub import Hub
+from holdfast.engine.lease import Lease
+from holdfast.engine.registry import AgentTaskRegistry, get_agent_task_registry
+from holdfast.engine.runner import Runner
+from holdfast.engine.watcher import Watcher
+from holdfast.engine.worker import Worker
+from holdfast.store import queue, runs
+from holdfast.store.database import Database, Tx
+from holdfast.store.journal import Journal
+from holdfast.store.runs import CancelEffect, Sent
+
+log = logging.getLogger("holdfast.engine")
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Everything of a node but its sockets. One a process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        agent: ResolvedAgent,
+        *,
+        clock: Clock | None = None,
+        registry: AgentTaskRegistry | None = None,
+    ) -> None:
+        self.clock = clock or SystemClock()
+        self.settings = settings
+        self.database = database
+        self.agent = agent
+        self.registry = registry or get_agent_task_registry()
+        self.journal = Journal(database, self.clock, patience_s=settings.db_patience_s)
+        self.hub = Hub(self.journal)
+        self.lease = Lease(
+            database,
+            self.clock,
+            lease_s=settings.lease_s,
+            heartbeat_s=settings.heartbeat_s,
+            on_lost=self._lost,
+        )
+        self.runner = Runner(
+            database,
+            self.journal,
+            self.registry,
+            agent,
+            self.clock,
+            cancel_grace_s=settings.cancel_grace_s,
+            timeout_s=settings.run_timeout_s,
+            patience_s=settings.db_patience_s,
+        )
+        self.worker = Worker(
+            database,
+            self.runner,
+            self.lease,
+            agent=agent.name,
+            limit=settings.max_runs,
+            per_user=settings.max_runs_per_user,
+        )
+        self.enforcer = Enforcer(database, self.lease, self.worker, self.registry)
+        self.watcher = Watcher(self.journal, self.hub, self.enforcer, self.worker)
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start the journal, take the lease, recover what the dead have left, start the loops."""
+        await self.journal.start()
+        await self.lease.start()
+        await self.enforcer.enforce()
+        loops = {
+            "beat": self.lease.beat_forever,
+            "recover": self.lease.recover_forever,
+            "enforce": self.enforcer.enforce_forever,
+            "watch": self.watcher.watch_forever,
+        }
+        if self.settings.role != "web":
+            loops["claim"] = self.worker.claim_forever
+        self._loops = [asyncio.create_task(_forever(name, loop), name=name) for name, loop in loops.items()]
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Drain, end the loops, leave. Twice is the same as once."""
+        loops, self._loops = self._loops, []
+        if not loops:
+            return
+        await self.worker.drain(drain_s)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        try:
+            await self.journal.stop()
+            await self.lease.stop()
+        except Exception as error:
+            log.warning("the node could not leave in order: %r", error)
+
+    async def send(
+        self, user: User, session: str, content: str, *, key: str | None = None, if_busy: str = "queue"
+    ) -> tuple[Sent, bool, Cursor]:
+        """Accept a message: (its run, dup, the place in the journal behind which its effect is seen).
+
+        Raises:
+            SessionNotFound, RunActive, Overloaded, IdempotencyConflict, Unavailable.
+        """
+        ids = (new_id(), new_id(), new_id())
+
+        async def work(tx: Tx) -> tuple[Sent, bool]:
+            return await runs.send(tx, user, session, content, key=key, if_busy=if_busy, ids=ids)
+
+        (sent, dup), at = await self._placed(session, work)
+        self.worker.wake()
+        if if_busy == "interrupt" and not dup:
+            self.registry.cancel(session, "interrupted by a new message")
+        return sent, dup, at
+
+    async def continue_run(
+        self, user: User, run: str, *, key: str | None = None
+    ) -> tuple[Sent, bool]:
+        """Start a run that goes on from what `run` said.
+
+        Raises:
+            RunNotFound, Conflict, IdempotencyConflict, Unavailable.
+        """
+        if not is_id(run):
+            raise RunNotFound
+        ids = (new_id(), new_id())
+        result = await self.database.transact(lambda tx: runs.continue_run(tx, user, run, key=key, ids=ids))
+        self.worker.wake()
+        return result
+
+    async def cancel(
+        self, user: User, session: str, run: str | None = None, reason: str | None = None
+    ) -> tuple[CancelEffect, list[str], Cursor]:
+        """Stop a run, or everything of a session: (effect, the runs, the place in the journal).
+
+        Raises:
+            SessionNotFound, RunNotFound, Unavailable.
+        """
+        if run is not None and not is_id(run):
+            raise RunNotFound
+
+        async def work(tx: Tx) -> tuple[CancelEffect, list[str]]:
+            return await runs.cancel(tx, user, session, run, reason)
+
+        (effect, concerned), at = await self._placed(session, work)
+        for one in concerned:
+            self.registry.cancel_run(session, one, reason)
+        self.worker.wake()
+        return effect, concerned, at
+
+    async def change_queue(  # noqa: PLR0913
+        self,
+        user: User,
+        session: str,
+        op: str,
+        task: str,
+        version: int,
+        *,
+        position: int = 1,
+        content: str = "",
+        other: str = "",
+        other_version: int = 0,
+    ) -> tuple[list[QueueItem], Cursor]:
+        """Move, edit, remove or swap what waits: (the queue afterwards, the place in the journal).
+
+        Raises:
+            SessionNotFound, Conflict, InvalidRequest, Unavailable.
+        """
+
+        async def work(tx: Tx) -> list[QueueItem]:
+            match op:
+                case "move":
+                    return await queue.move(tx, user, session, task, version, position)
+                case "edit":
+                    return await queue.edit(tx, user, session, task, version, content)
+                case "remove":
+                    return await queue.remove(tx, user, session, task, version)
+                case _:
+                    return await queue.swap(tx, user, session, task, version, other, other_version)
+
+        return await self._placed(session, work)
+
+    async def _placed(self, session: str, work: Callable[[Tx], Awaitable[T]]) -> tuple[T, Cursor]:
+        if not is_id(session):
+            raise SessionNotFound
+
+        async def with_head(tx: Tx) -> tuple[T, int]:
+            return await work(tx), await tx.head(session)
+
+        result, head = await self.database.transact(with_head)
+        return result, Cursor(self.database.epoch, head)
+
+    def _lost(self) -> None:
+        self.worker.abandon()
+
+
+async def _forever(name: str, loop: Callable[[], Awaitable[Any]]) -> None:
+    """A loop that outlives its own faults."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("loop %s failed; it starts again", name)
+            await asyncio.sleep(1.0)

@@ -1,0 +1,51 @@
+"""Polls the journal for what other processes have committed, while there is no bus between them.
+
+Only sessions that somebody follows here are looked at, and only while another node lives. The cost is
+one query of their heads every `interval_s`; a client on one node sees the run of another with up to
+that delay.
+"""
+
+import asyncio
+import logging
+
+from holdfast.domain.errors import Unavailable
+from holdfast.engine.enforcer import Enforcer
+from holdfast.engine.hub import Hub
+from holdfast.engine.worker import Worker
+from holdfast.store.journal import Journal
+
+log = logging.getLogger("holdfast.watcher")
+
+_ALONE_S = 1.0
+
+
+class Watcher:
+    """One loop over the heads of the sessions that are followed here."""
+
+    def __init__(
+        self, journal: Journal, hub: Hub, enforcer: Enforcer, worker: Worker, *, interval_s: float = 0.05
+    ) -> None:
+        self._journal = journal
+        self._hub = hub
+        self._enforcer = enforcer
+        self._worker = worker
+        self._interval_s = interval_s
+
+    async def watch_forever(self) -> None:
+        """Poll while other nodes live; sleep while this one is alone."""
+        while True:
+            if self._enforcer.alone:
+                self._worker.poll_s = _ALONE_S
+                await asyncio.sleep(_ALONE_S)
+                continue
+            self._worker.poll_s = self._interval_s * 4
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self.watch()
+            except Unavailable:
+                await asyncio.sleep(_ALONE_S)
+
+    async def watch(self) -> None:
+        """Poll once."""
+        if sessions := self._hub.sessions:
+            self._hub.hint(await self._journal.heads(sessions))

@@ -1,0 +1,180 @@
+"""Sessions as files: the journal line by line, the state, or a text to read; and back again."""
+
+import json
+from typing import Any
+
+import msgspec
+from sqlalchemy import RowMapping, insert, update
+
+from holdfast.clock import new_id, parse_rfc3339
+from holdfast.domain import events as ev
+from holdfast.domain.errors import InvalidRequest
+from holdfast.domain.transcript import Transcript
+from holdfast.domain.users import User
+from holdfast.store import sessions
+from holdfast.store.database import Database, Tx
+from holdfast.store.journal import Journal
+from holdfast.store.tables import events, messages
+from holdfast.store.tables import sessions as sessions_table
+
+FORMATS = {
+    "jsonl": ("jsonl", "application/x-ndjson"),
+    "json": ("json", "application/json"),
+    "markdown": ("md", "text/markdown; charset=utf-8"),
+}
+_HEADER = "holdfast.session.v1"
+
+
+async def export(database: Database, journal: Journal, row: RowMapping, kind: str) -> str:
+    """A session as text in one of `FORMATS`."""
+    records = await _all(journal, row["id"])
+    if kind == "jsonl":
+        head = {"format": _HEADER, "session": sessions.body(row), "epoch": database.epoch}
+        lines = [msgspec.json.encode(head).decode()]
+        lines += [
+            f'{{"seq":{record.seq},"run":{json.dumps(record.run)},"ts":"{record.ts}","event":{record.data}}}'
+            for record in records
+        ]
+        return "\n".join(lines) + "\n"
+    transcript = Transcript(row["id"])
+    transcript.apply_all(records)
+    state = transcript.snapshot()
+    if kind == "json":
+        return msgspec.json.encode({"session": sessions.body(row), **state}).decode()
+    return _markdown(row, transcript)
+
+
+async def load(database: Database, user: User, text: str) -> str:
+    """A new session of `user` from an exported journal; its id. Messages and runs get new ids.
+
+    Raises:
+        InvalidRequest: it is no exported journal, or a run in it has not ended.
+    """
+    head, records = _parse(text)
+    session = new_id()
+    names: dict[str, str] = {str(head["id"]): session}
+    for record in records:
+        if record.run is not None:
+            names.setdefault(record.run, new_id())
+    for name in _message_ids(records):
+        names.setdefault(name, new_id())
+    renamed = [_rename(record, names) for record in records]
+    transcript = Transcript(session)
+    transcript.apply_all(renamed)
+    transcript.settle()
+    if transcript.active_run is not None:
+        raise InvalidRequest("A run of this session has not ended; export it afterwards")
+
+    async def write(tx: Tx) -> None:
+        await _write(tx, user, session, head, renamed, transcript)
+
+    await database.transact(write)
+    return session
+
+
+async def _all(journal: Journal, session: str) -> list[ev.Recorded]:
+    records: list[ev.Recorded] = []
+    while found := await journal.read(session, records[-1].seq if records else 0, 4096):
+        records += found
+    return records
+
+
+def _markdown(row: RowMapping, transcript: Transcript) -> str:
+    parts = [f"# {row['title'] or 'Untitled'}\n"]
+    for message in transcript.messages:
+        who = "You" if message.role == "user" else "Assistant"
+        flags = [name for name in ("cancelled", "has_error", "interrupted") if message.metadata.get(name)]
+        note = f" ({', '.join(flags).replace('has_error', 'failed')})" if flags else ""
+        parts.append(f"## {who}{note}\n\n*{message.created_at}*\n\n{message.content}\n")
+    return "\n".join(parts)
+
+
+def _parse(text: str) -> tuple[dict[str, Any], list[ev.Recorded]]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    try:
+        head = json.loads(lines[0])
+        if head["format"] != _HEADER:
+            raise ValueError
+        records: list[ev.Recorded] = []
+        for place, line in enumerate(lines[1:], start=1):
+            raw = msgspec.json.decode(line, type=_Line)
+            if raw.seq != place:
+                raise ValueError
+            parse_rfc3339(raw.ts)
+            ev.decode(bytes(raw.event))
+            records.append(ev.Recorded(raw.seq, raw.run, raw.ts, bytes(raw.event).decode()))
+        return dict(head["session"]), records
+    except (ValueError, KeyError, TypeError, IndexError, msgspec.DecodeError):
+        raise InvalidRequest("This is not a journal that `holdfast export --format jsonl` wrote") from None
+
+
+class _Line(msgspec.Struct):
+    seq: int
+    run: str | None
+    ts: str
+    event: msgspec.Raw
+
+
+def _message_ids(records: list[ev.Recorded]) -> list[str]:
+    found: list[str] = []
+    for record in records:
+        event = ev.decode(record.data)
+        if isinstance(event, ev.RunStarted):
+            found += [message.id for message in event.input.messages]
+        elif isinstance(event, ev.TextMessageStart):
+            found.append(event.message_id)
+    return found
+
+
+def _rename(record: ev.Recorded, names: dict[str, str]) -> ev.Recorded:
+    def walk(value: Any) -> Any:
+        if isinstance(value, str):
+            head, colon, tail = value.partition(":")
+            return names.get(head, head) + colon + tail if head in names else value
+        if isinstance(value, dict):
+            pairs: Any = value.items()
+            return {key: part if key in ("delta", "content") else walk(part) for key, part in pairs}
+        if isinstance(value, list):
+            parts: list[Any] = value
+            return [walk(part) for part in parts]
+        return value
+
+    data = msgspec.json.encode(walk(json.loads(record.data))).decode()
+    return ev.Recorded(record.seq, names.get(record.run or "", None), record.ts, data)
+
+
+async def _write(  # noqa: PLR0913
+    tx: Tx, user: User, session: str, head: dict[str, Any], records: list[ev.Recorded], transcript: Transcript
+) -> None:
+    values = {name: head.get(name) for name in ("title", "notes", "repository", "branch", "target_branch")}
+    await sessions.create(tx, user, session, values)
+    rows = [
+        {
+            "session_id": session,
+            "seq": record.seq,
+            "task_id": record.run,
+            "attempt": 1,
+            "type": ev.event_type(ev.decode(record.data)),
+            "data": record.data,
+            "created_at": parse_rfc3339(record.ts),
+        }
+        for record in records
+    ]
+    if rows:
+        await tx.conn.execute(insert(events), rows)
+    for place, message in enumerate(transcript.messages, start=1):
+        await tx.conn.execute(
+            insert(messages).values(
+                id=message.id,
+                session_id=session,
+                task_id=message.run,
+                role=message.role,
+                content=message.content,
+                content_seq=transcript.seq,
+                streaming=0,
+                metadata=message.metadata,
+                seq=place,
+                created_at=parse_rfc3339(message.created_at),
+            )
+        )
+    await tx.conn.execute(update(sessions_table).where(sessions_table.c.id == session).values(updated_at=tx.now))

@@ -1,0 +1,180 @@
+"""The hot path's insert: many events of many sessions in one durable commit, in one call.
+
+Both refuse the whole batch with `PositionTaken` when one of its places is taken: the position is the
+fence. SQLAlchemy's per-row work is bypassed here, and only here.
+"""
+
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, Protocol
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from holdfast.clock import rfc3339
+from holdfast.domain.errors import Unavailable
+from holdfast.store.database import Database, is_connection_error, sqlite_pragmas
+
+Row = tuple[str, int, str | None, int, str, str]
+"""session, seq, run, attempt, type, data"""
+
+_COLUMNS = "session_id, seq, task_id, attempt, type, data, created_at"
+_LARGEST = 2048
+
+
+class PositionTaken(Exception):
+    """Somebody else has written at a place of this batch; nothing of it is stored."""
+
+
+class Appender(Protocol):
+    """Writes rows and returns when they are durable."""
+
+    async def write(self, rows: list[Row], now: datetime) -> None:
+        """Insert `rows`, sorted by session and seq, in one transaction.
+
+        Raises:
+            PositionTaken: a place is taken; nothing is stored.
+            Unavailable: the database cannot be reached; whether it is stored is not known.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class SqliteAppender:
+    """One connection in one thread; a batch is a few multi-row inserts, each one call into SQLite.
+
+    `executemany` would give the interpreter's lock away and wait for it once a row.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._connection: sqlite3.Connection | None = None
+
+    async def write(self, rows: list[Row], now: datetime) -> None:
+        """See `Appender.write`."""
+        loop = asyncio.get_running_loop()
+        async with self._database.write_lock:
+            await loop.run_in_executor(self._thread, self._write, rows, rfc3339(now))
+
+    async def close(self) -> None:
+        """Close the connection and end the thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
+        self._thread.shutdown()
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = sqlite3.connect(
+                self._database.sqlite_path, timeout=5.0, isolation_level=None, cached_statements=32
+            )
+            for pragma in sqlite_pragmas(self._database.synchronous):
+                self._connection.execute(pragma)
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _write(self, rows: list[Row], now: str) -> None:
+        try:
+            connection = self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                _insert(connection, rows, now)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError as error:
+            raise PositionTaken(str(error)) from error
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                self._drop()
+            raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+
+
+def _insert(connection: sqlite3.Connection, rows: list[Row], now: str) -> None:
+    start, left = 0, len(rows)
+    size = _LARGEST
+    while left:
+        while size > left:
+            size //= 2
+        values: list[Any] = []
+        for row in rows[start : start + size]:
+            values += row
+            values.append(now)
+        connection.execute(_insert_sql(size), values)
+        start += size
+        left -= size
+
+
+_statements: dict[int, str] = {}
+
+
+def _insert_sql(size: int) -> str:
+    if size not in _statements:
+        places = ",".join(["(?,?,?,?,?,?,?)"] * size)
+        _statements[size] = f"INSERT INTO events ({_COLUMNS}) VALUES {places}"
+    return _statements[size]
+
+
+class PostgresAppender:
+    """One connection of its own; a batch is one statement and one round trip."""
+
+    _SQL = f"""
+        INSERT INTO events ({_COLUMNS})
+        SELECT s, q, r, a, t, d, $7
+        FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::text[], $6::text[])
+             AS row(s, q, r, a, t, d)
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._held: AsyncConnection | None = None
+
+    async def write(self, rows: list[Row], now: datetime) -> None:
+        """See `Appender.write`."""
+        try:
+            connection = await self._connect()
+            columns: list[tuple[Any, ...]] = list(zip(*rows, strict=True))
+            await connection.execute(self._SQL, *columns, now)
+        except asyncpg.UniqueViolationError as error:
+            raise PositionTaken(str(error)) from error
+        except asyncpg.ForeignKeyViolationError as error:
+            raise PositionTaken("the session is gone") from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            await self.close()
+            raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+        except Exception as error:
+            await self.close()
+            if is_connection_error(error):
+                raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+            raise
+
+    async def close(self) -> None:
+        """Give the connection up; the next write opens a new one."""
+        held, self._held = self._held, None
+        if held is not None:
+            await held.invalidate()
+            await held.close()
+
+    async def _connect(self) -> "asyncpg.Connection[Any]":
+        if self._held is None:
+            self._held = await self._database.writer.connect()
+        raw = await self._held.get_raw_connection()
+        connection: "asyncpg.Connection[Any] | None" = raw.driver_connection
+        if connection is None or connection.is_closed():
+            raise OSError("the connection is closed")
+        return connection
+
+
+def make_appender(database: Database) -> Appender:
+    """The appender for the database's dialect."""
+    return SqliteAppender(database) if database.dialect == "sqlite" else PostgresAppender(database)

@@ -1,0 +1,302 @@
+"""The database: where it is, how a transaction runs, and what its errors mean.
+
+`Database.transact` runs one unit of work in one transaction and retries it when the database says
+that it met another (deadlock, serialization, busy). What the work appends to journals is handed to
+`on_commit` after the commit and never before. On SQLite all writers of the process take turns behind
+one lock, so that nobody waits in the driver; other processes are met with BEGIN IMMEDIATE.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import event, exc, func, insert, select, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from holdfast.clock import Clock, SystemClock, rfc3339
+from holdfast.domain import events as ev
+from holdfast.domain.errors import Unavailable
+from holdfast.store.tables import events, meta
+
+log = logging.getLogger("holdfast.store")
+
+T = TypeVar("T")
+Written = tuple[str | None, int, ev.Event]
+"""What is appended: the run or None, its attempt, the event."""
+
+_RETRIES = 8
+_BUSY_S = 5.0
+_RETRYABLE_STATES = {"40001", "40P01", "55P03"}
+
+
+class DatabaseUrlError(ValueError):
+    """A database URL that names no database that Holdfast can use."""
+
+
+def normalize_url(url: str) -> URL:
+    """The URL with the async driver, from any usual spelling.
+
+    Raises:
+        DatabaseUrlError: neither SQLite nor PostgreSQL, or no URL at all.
+    """
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError:
+        raise DatabaseUrlError(f"{url!r} is not a database URL") from None
+    kind = parsed.drivername.split("+")[0]
+    if kind in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+asyncpg")
+    if kind == "sqlite":
+        return parsed.set(drivername="sqlite+aiosqlite")
+    raise DatabaseUrlError(f"{kind!r} is not supported; use sqlite:///PATH or postgresql://...")
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether the database could not be reached, as opposed to having refused the statement."""
+    if isinstance(error, exc.DBAPIError):
+        if error.connection_invalidated:
+            return True
+        cause = error.orig
+        state = str(getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or "")
+        words = str(cause)
+        return (
+            isinstance(error, exc.InterfaceError)
+            or state[:2] in ("08", "57", "53")
+            or "unable to open" in words
+            or "disk I/O error" in words
+        )
+    return isinstance(error, OSError | exc.TimeoutError | TimeoutError)
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same transaction may succeed when it is run again."""
+    if not isinstance(error, exc.DBAPIError):
+        return False
+    cause = error.orig
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return state in _RETRYABLE_STATES or "database is locked" in str(cause)
+
+
+@dataclass(slots=True)
+class Tx:
+    """One open transaction: its connection, the database's time, and what it has appended."""
+
+    conn: AsyncConnection
+    dialect: str
+    now: datetime
+    appended: dict[str, list[ev.Recorded]] = field(default_factory=dict)
+
+    async def append(self, session: str, written: Sequence[Written]) -> list[ev.Recorded]:
+        """Append events to a session's journal, behind whatever stands there.
+
+        Returns the events at their places. They are seen by others when the transaction commits.
+        """
+        while True:
+            rows = await self._numbered(session, written)
+            try:
+                async with self._savepoint():
+                    await self.conn.execute(insert(events), rows)
+            except exc.IntegrityError as error:
+                if self.dialect == "sqlite" or "events" not in str(error.orig):
+                    raise
+                continue  # Somebody was faster; behind them is room.
+            break
+        ts = rfc3339(self.now)
+        records = [ev.Recorded(row["seq"], row["task_id"], ts, row["data"]) for row in rows]
+        self.appended.setdefault(session, []).extend(records)
+        return records
+
+    async def head(self, session: str) -> int:
+        """The seq of the last event of a session, 0 when there is none."""
+        found = await self.conn.scalar(select(func.max(events.c.seq)).where(events.c.session_id == session))
+        return found or 0
+
+    async def _numbered(self, session: str, written: Sequence[Written]) -> list[dict[str, Any]]:
+        head = await self.head(session)
+        return [
+            {
+                "session_id": session,
+                "seq": head + place,
+                "task_id": run,
+                "attempt": attempt,
+                "type": ev.event_type(event_),
+                "data": ev.encode(event_),
+                "created_at": self.now,
+            }
+            for place, (run, attempt, event_) in enumerate(written, start=1)
+        ]
+
+    @contextlib.asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[None]:
+        if self.dialect == "sqlite":  # BEGIN IMMEDIATE: nobody can be faster.
+            yield
+            return
+        async with self.conn.begin_nested():
+            yield
+
+
+OnCommit = Callable[[dict[str, list[ev.Recorded]]], None]
+
+
+class Database:
+    """One database, SQLite or PostgreSQL.
+
+    `write_lock` is the turn of this process's writers on SQLite; on PostgreSQL nobody waits for it.
+    """
+
+    def __init__(
+        self, url: str, *, clock: Clock | None = None, synchronous: str = "full", pool_size: int = 16
+    ) -> None:
+        self.url = normalize_url(url)
+        self.dialect = self.url.get_backend_name()
+        self.synchronous = synchronous
+        self.write_lock = asyncio.Lock()
+        self.on_commit: OnCommit = lambda _: None
+        self.epoch = ""
+        self._clock = clock
+        self._local = clock or SystemClock()
+        self._random = random.Random()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._writer = self._engine(immediate=True, size=1 if self.dialect == "sqlite" else pool_size)
+        self._reader = self._engine(immediate=False, size=4) if self.dialect == "sqlite" else self._writer
+
+    @property
+    def writer(self) -> AsyncEngine:
+        """The engine whose connections may write."""
+        return self._writer
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The database file (SQLite only)."""
+        return Path(self.url.database or "")
+
+    async def load_epoch(self) -> None:
+        """Read the epoch; done once, after the schema is known to be there."""
+        async with self.read() as conn:
+            self.epoch = str(await conn.scalar(select(meta.c.value).where(meta.c.key == "epoch")))
+
+    async def close(self) -> None:
+        """Wait for running transactions and close all connections."""
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading, in one transaction that sees one moment.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
+        try:
+            async with self._reader.connect() as conn:
+                yield conn
+        except (exc.SQLAlchemyError, OSError) as error:
+            if is_connection_error(error):
+                raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+            raise
+
+    async def transact(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Run `work` in one transaction and commit it; whoever waits may go away, it is finished.
+
+        Raises:
+            Unavailable: the database cannot be reached, or stays busy.
+        """
+        task: asyncio.Task[T] = asyncio.ensure_future(self._attempts(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The turn to write: exclusive in this process on SQLite, free on PostgreSQL."""
+        if self.dialect == "sqlite":
+            async with self.write_lock:
+                yield
+        else:
+            yield
+
+    async def now(self, conn: AsyncConnection) -> datetime:
+        """The database's time; on SQLite that is this machine's."""
+        if self._clock is None and self.dialect == "postgresql":
+            return (await conn.execute(text("SELECT clock_timestamp()"))).scalar_one()
+        return self._local.now()
+
+    async def _attempts(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        for attempt in range(_RETRIES):
+            try:
+                return await self._once(work)
+            except (exc.SQLAlchemyError, OSError) as error:
+                if is_connection_error(error):
+                    raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+                if not is_retryable(error) or attempt == _RETRIES - 1:
+                    raise
+            await asyncio.sleep(self._random.uniform(0, 0.01 * 2**attempt))
+        raise Unavailable("The database is busy", retry_after_s=1.0)
+
+    async def _once(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        async with self.turn():
+            async with self._writer.begin() as conn:
+                tx = Tx(conn, self.dialect, await self.now(conn))
+                result = await work(tx)
+            if tx.appended:
+                self.on_commit(tx.appended)
+            return result
+
+    def _engine(self, *, immediate: bool, size: int) -> AsyncEngine:
+        if self.dialect == "sqlite":
+            engine = create_async_engine(
+                self.url, pool_size=size, max_overflow=0, connect_args={"timeout": _BUSY_S}
+            )
+            _set_up_sqlite(engine, self.synchronous, immediate=immediate)
+            return engine
+        settings = {
+            "application_name": "holdfast",
+            "synchronous_commit": "on" if self.synchronous == "full" else "off",
+            "idle_in_transaction_session_timeout": "10000",
+            "lock_timeout": "10000",
+            "statement_timeout": "60000",
+        }
+        return create_async_engine(
+            self.url,
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=10,
+            pool_pre_ping=False,
+            connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
+        )
+
+
+def _set_up_sqlite(engine: AsyncEngine, synchronous: str, *, immediate: bool) -> None:
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # We say BEGIN ourselves.
+        cursor = connection.cursor()
+        for pragma in sqlite_pragmas(synchronous):
+            cursor.execute(pragma)
+        cursor.close()
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    event.listen(engine.sync_engine, "connect", connect)
+    event.listen(engine.sync_engine, "begin", begin)
+
+
+def sqlite_pragmas(synchronous: str) -> list[str]:
+    """What every connection to a SQLite database is told first."""
+    return [
+        "PRAGMA journal_mode = WAL",
+        f"PRAGMA synchronous = {'FULL' if synchronous == 'full' else 'NORMAL'}",
+        "PRAGMA foreign_keys = ON",
+        "PRAGMA busy_timeout = 5000",
+        "PRAGMA temp_store = MEMORY",
+        "PRAGMA cache_size = -16384",
+    ]
