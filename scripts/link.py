@@ -1,0 +1,12 @@
+"""Makes the checkout importable and `holdfast` a command, without building a package."""
+
+import sys
+import sysconfig
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+packages = Path(sysconfig.get_path("purelib"))
+command = Path(sysconfig.get_path("scripts")) / "holdfast"
+(packages / "holdfast-checkout.pth").write_text(f"{root / 'backend'}\n")
+command.write_text(f"#!{sys.executable}\nfrom holdfast.cli import main\n\nmain()\n")
+command.chmod(0o755)
