@@ -6,30 +6,33 @@ Each line of a message that is a command is carried out, in order:
     fail after N   N words, then an exception        think T   reasoning, then an answer
 
 Anything else is answered with what it can do, and an echo. What it says depends on the message alone,
-so that an answer that was handed over goes on exactly where it stopped.
+so that an answer that was handed over or cut goes on exactly where it stopped.
 """
 
 import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from itertools import cycle, islice
 
 from holdfast.agents.turn import Agent, AgentEvent, CancelToken, Reasoning, Text, Turn, Usage
 
-WORDS = (
-    "The tide comes in and the anchor holds fast while the wind turns over the harbour and every rope "
-    "that was tied by a careful hand is still there in the morning when the fog lifts "
-).split()
+WORDS = tuple(
+    "The tide comes in and the anchor holds fast while the wind turns over the harbour and every rope "  # noqa: SIM905
+    "that was tied by a careful hand is still there in the morning when the fog lifts ".split()
+)
 
 SLOW_S = 0.05
 ANSWER_S = 0.015
+ECHO_CHARS = 4000
+"""The longest echo; what is longer is cut, and the answer says so."""
 
-Pause = Callable[[CancelToken, float], Awaitable[None]]
-Step = tuple[AgentEvent, float]
-"""What is said, and how long to wait after it."""
+_BREATH = 256
+"""After so many words without a pause, others get their turn on the event loop."""
 
-_COMMAND = re.compile(r"(slow|fast|fail after)\s+(\d{1,9})|think\s+(\S.*)")
+_COMMAND = re.compile(r"(slow|fast|fail after)[ \t]+([0-9]{1,12})|think[ \t]+(\S.*)")
+_PIECE = re.compile(r"\S+\s*|\s+")
 
 HELP = """I am the **demo agent**: I have no model, and I understand these commands, one a line:
 
@@ -45,39 +48,46 @@ You said:
 
 """
 
+GO_ON = "I go on, but all that I had to say is said already.\n"
 
-async def pause(cancelled: CancelToken, seconds: float) -> None:
-    """Wait, or return at once when the turn is to stop."""
-    if seconds:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(cancelled.wait(), seconds)
+Pause = Callable[[CancelToken, float], Awaitable[None]]
 
 
 class DemoFailure(RuntimeError):
     """The failure that `fail after` asks for."""
 
 
+Step = tuple[AgentEvent | DemoFailure, float]
+"""What is said (or raised), and how many seconds to wait after it."""
+
+
+async def pause(cancelled: CancelToken, seconds: float) -> None:
+    """Wait, or return at once when the turn is to stop."""
+    if seconds:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await cancelled.wait()
+    else:
+        await asyncio.sleep(0)
+
+
 def make_demo(pause: Pause = pause) -> Agent:
     """The demo agent with its own way to wait."""
 
     async def demo(turn: Turn) -> AsyncIterator[AgentEvent]:
-        prompt, skip = _what_to_say(turn)
-        said = 0
-        for event, wait_s in script(prompt):
+        place = _find_place(turn)
+        words = 0
+        for step, (event, wait_s) in enumerate(_remaining(place)):
             if turn.cancelled.is_set:
                 return
-            if skip and not isinstance(event, Text):
-                continue
-            if skip:
-                length = len(event.delta) if isinstance(event, Text) else 0
-                skip, before = max(0, skip - length), skip
-                if before >= length:
-                    continue
-                event = Text(event.delta[before:])
-            yield event
-            said += 1
-            await pause(turn.cancelled, wait_s)
-        yield Usage(len(prompt.split()), said, "demo")
+            if event is not None:
+                yield event
+                words += 1
+            if wait_s or step % _BREATH == 0:
+                await pause(turn.cancelled, wait_s)
+        if place.continues and not words:
+            yield Text(GO_ON)
+        yield Usage(len(place.prompt.split()), words, "demo")
 
     return demo
 
@@ -87,13 +97,12 @@ demo = make_demo()
 
 def script(prompt: str) -> Iterator[Step]:
     """What is said to a message, step by step; lazily, however long."""
-    lines = [line.strip() for line in prompt.splitlines() if line.strip()]
-    commands = [_COMMAND.fullmatch(line) for line in lines]
-    if not lines or not all(commands):
+    lines = [stripped for line in prompt.split("\n") if (stripped := line.strip())]
+    commands = [match for line in lines if (match := _COMMAND.fullmatch(line))]
+    if not lines or len(commands) < len(lines):
         yield from _explain(prompt)
         return
     for match in commands:
-        assert match is not None
         if match[3] is not None:
             yield from _think(match[3])
         else:
@@ -105,29 +114,63 @@ def _count(command: str, n: int) -> Iterator[Step]:
     for word in islice(cycle(WORDS), n):
         yield Text(word + " "), wait_s
     if command == "fail after":
-        raise DemoFailure(f"failed after {n} words, as asked")
+        yield DemoFailure(f"failed after {n} words, as asked"), 0.0
 
 
 def _think(text: str) -> Iterator[Step]:
-    for word in text.split():
-        yield Reasoning(word + " "), SLOW_S
-    for word in f"I have thought about: {text}\n".split(" "):
-        yield Text(word + " "), ANSWER_S
-
-
-def _explain(prompt: str) -> Iterator[Step]:
-    quoted = "\n".join(f"> {line}" for line in prompt.splitlines()[:200]) or "> (nothing)"
-    for piece in re.findall(r"\S+\s*|\s+", HELP + quoted + "\n"):
+    for piece in _pieces(text):
+        yield Reasoning(piece), SLOW_S
+    for piece in _pieces(f"Thought about: {text}\n"):
         yield Text(piece), ANSWER_S
 
 
-def _what_to_say(turn: Turn) -> tuple[str, int]:
-    """The message to answer, and how many characters of the answer are said already."""
+def _explain(prompt: str) -> Iterator[Step]:
+    left_out = len(prompt) - ECHO_CHARS
+    quoted = "\n".join(f"> {line}" for line in prompt[:ECHO_CHARS].splitlines()) or "> (nothing)"
+    more = f"\n\nand {left_out} characters more." if left_out > 0 else ""
+    for piece in _pieces(f"{HELP}{quoted}{more}\n"):
+        yield Text(piece), ANSWER_S
+
+
+def _pieces(text: str) -> Iterator[str]:
+    return (match[0] for match in _PIECE.finditer(text))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the answer to `prompt` stands: so many characters of it are said already."""
+
+    prompt: str
+    said_chars: int = 0
+    continues: bool = False
+    failed: bool = False
+
+
+def _find_place(turn: Turn) -> _Place:
+    said_chars = len(turn.said)
     if turn.prompt:
-        return turn.prompt, len(turn.said)
-    said = len(turn.said)
+        return _Place(turn.prompt, said_chars)
+    failed = bool(turn.history) and turn.history[-1].cut == "error" and not turn.said
     for message in reversed(turn.history):
         if message.role == "user":
-            return message.content, said
-        said += len(message.content)
-    return "", said
+            return _Place(message.content, said_chars, True, failed)
+        said_chars += len(message.content)
+    return _Place("", said_chars, True, failed)
+
+
+def _remaining(place: _Place) -> Iterator[tuple[AgentEvent | None, float]]:
+    """The steps that are left, and a None for each that was said already, or was failed at already."""
+    skip, failed = place.said_chars, place.failed
+    for event, wait_s in script(place.prompt):
+        if isinstance(event, DemoFailure):
+            if not skip and not failed:
+                raise event
+            failed = failed and skip > 0
+        elif not isinstance(event, Text):
+            yield (None, 0.0) if skip else (event, wait_s)
+        elif skip >= len(event.delta):
+            skip -= len(event.delta)
+            yield None, 0.0
+        else:
+            yield Text(event.delta[skip:]), wait_s
+            skip, failed = 0, False

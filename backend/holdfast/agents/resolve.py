@@ -1,25 +1,45 @@
-"""From the name of an agent to the agent: `demo`, `module:function`, or `provider:model`."""
+"""From the name of an agent to the agent: `demo`, `module:function`, or `provider:model`.
 
+The name of a provider wins over a module of the same name. pydantic-ai is imported only when a
+provider is asked for, and a key that is missing is found before that.
+"""
+
+import functools
 import importlib
 import inspect
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from holdfast.agents.demo import demo
 from holdfast.agents.turn import Agent
 
-KEYS: dict[str, str | None] = {
-    "openai": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "google": "GOOGLE_API_KEY",
-    "ollama": None,
+PROVIDERS = frozenset(
+    "alibaba anthropic azure azure-responses bedrock bedrock-mantle cerebras cohere crusoe deepseek "  # noqa: SIM905
+    "fireworks github github-copilot google google-cloud groq heroku huggingface litellm meta mistral "
+    "moonshotai nebius ollama openai openai-chat openai-chatgpt openai-codex openai-responses openrouter "
+    "ovhcloud sambanova snowflake together vercel vllm xai zai".split()
+)
+"""The providers of chat models that pydantic-ai knows, so that their names are known without it."""
+
+_GATEWAY = "gateway/"
+
+_NEEDS_ONE_OF: dict[str, tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "openai-chat": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "openai-responses": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "google": ("GOOGLE_API_KEY", "GEMINI_API_KEY"),
 }
-"""The providers and the variable that holds each one's key."""
+"""Variables of which one must be set; the first is the one to tell. pydantic-ai checks the others."""
 
 
 class AgentNotFound(ValueError):
-    """No agent of this name can be had; the message says why and what to do."""
+    """No agent of this name can be had; the message says in one line why, and what to do."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"agent {name!r}: {' '.join(why.split())}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +61,54 @@ def resolve_agent(name: str) -> ResolvedAgent:
         return ResolvedAgent("demo", demo)
     before, colon, after = name.partition(":")
     if not colon or not before or not after:
-        raise AgentNotFound(f"agent {name!r}: use `demo`, `module:function` or `provider:model`")
-    if before in KEYS:
+        raise AgentNotFound(name, "use `demo`, `module:function` or `provider:model`")
+    if before in PROVIDERS or before.startswith(_GATEWAY):
         return _from_provider(name, before, after)
     return ResolvedAgent(name, _from_module(name, before, after))
 
 
 def _from_provider(name: str, provider: str, model: str) -> ResolvedAgent:
-    key = KEYS[provider]
-    if key is not None and not os.environ.get(key):
-        if not (provider == "openai" and os.environ.get("OPENAI_BASE_URL")):
-            raise AgentNotFound(f"agent {name!r}: set {key} to the provider's key")
-    models = importlib.import_module("holdfast.agents.models")  # Its import takes a second.
-    return ResolvedAgent(name, models.model_agent(provider, model), model)
+    needed = _NEEDS_ONE_OF.get(provider, ())
+    if needed and not any(os.environ.get(variable) for variable in needed):
+        raise AgentNotFound(name, f"set {needed[0]} to the provider's key")
+    providers = importlib.import_module("holdfast.agents.providers")  # Its import takes a second.
+    try:
+        agent: Agent = providers.provider_agent(provider, model)
+    except Exception as error:
+        raise AgentNotFound(name, providers.what_is_missing(error)) from None
+    return ResolvedAgent(name, agent, model)
 
 
 def _from_module(name: str, module: str, function: str) -> Agent:
+    agent = _attribute(name, _import(name, module), function)
+    called: Any = agent if inspect.isroutine(agent) or isinstance(agent, functools.partial) else type(agent).__call__
+    if inspect.isclass(agent) or not inspect.isasyncgenfunction(called):
+        raise AgentNotFound(name, f"`{function}` must be an async generator function (`async def` with `yield`)")
+    try:
+        inspect.signature(agent).bind(None)
+    except TypeError:
+        raise AgentNotFound(name, f"`{function}` must take one argument, the turn") from None
+    return agent
+
+
+def _import(name: str, module: str) -> object:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and (module + ".").startswith(error.name + "."):
-            raise AgentNotFound(f"agent {name!r}: there is no module {module!r} here") from None
-        raise AgentNotFound(f"agent {name!r}: module {module!r} fails: {error}") from None
-    except Exception as error:
-        raise AgentNotFound(f"agent {name!r}: module {module!r} fails: {error!r}") from error
-    agent = getattr(found, function, None)
-    if agent is None:
-        raise AgentNotFound(f"agent {name!r}: module {module!r} has no {function!r}")
-    if not inspect.isasyncgenfunction(agent) and not inspect.isasyncgenfunction(getattr(agent, "__call__", None)):
-        raise AgentNotFound(f"agent {name!r}: {function!r} must be an async generator function (async def, yield)")
-    return agent
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            why = f"there is no provider and, seen from here, no module `{module}`; check its spelling and the folder"
+            raise AgentNotFound(name, why) from None
+        raise AgentNotFound(name, f"module `{module}` needs `{error.name}`, which is not installed") from None
+    except (Exception, SystemExit) as error:
+        raise AgentNotFound(name, f"module `{module}` fails when it is imported: {error!r}") from error
+
+
+def _attribute(name: str, found: object, path: str) -> Any:
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise AgentNotFound(name, f"the module has no `{path}`; check the name of the function") from None
+    return found

@@ -1,6 +1,7 @@
 """Claims runs for this node and gives each its own asyncio task."""
 
 import asyncio
+import contextlib
 import logging
 
 from holdfast.domain.errors import Unavailable
@@ -64,10 +65,9 @@ class Worker:
                 more = False
                 await asyncio.sleep(1.0)
             if not more:
-                try:
-                    await asyncio.wait_for(self._wake.wait(), self.poll_s)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.poll_s):
+                        await self._wake.wait()
 
     async def claim(self) -> bool:
         """Claim once, as much as fits; True when there may be more at once."""

@@ -183,6 +183,14 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id', 'message_id', name=op.f('pk_actions'))
     )
     op.create_index(op.f('ix_actions_session_id'), 'actions', ['session_id'], unique=False)
+    op.create_index(
+        'ix_tasks_pending',
+        'tasks',
+        ['executor', sa.text('priority DESC'), 'id'],
+        unique=False,
+        sqlite_where=sa.text("state = 'Pending'"),
+        postgresql_where=sa.text("state = 'Pending'"),
+    )
     op.execute(tables.MESSAGE_CONTENTS[op.get_context().dialect.name])
     op.execute(f"INSERT INTO meta (key, value) VALUES ('epoch', '{new_epoch()}')")
 

@@ -1,0 +1,257 @@
+"""The journal: gapless, in order, fenced by position, and what the database did not say is found out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from holdfast.clock import SystemClock, new_id
+from holdfast.domain import events as ev
+from holdfast.domain.errors import LeaseLost, Unavailable
+from holdfast.domain.users import User
+from holdfast.store import nodes, runs, sessions
+from holdfast.store.appenders import PositionTaken, make_appender
+from holdfast.store.database import Database
+from holdfast.store.journal import Journal
+from holdfast.store.runs import Claim
+from holdfast.store.tables import events
+
+KIND = "TEXT_MESSAGE_CONTENT"
+
+
+@pytest.fixture
+async def journal(database: Database) -> AsyncIterator[Journal]:
+    journal = Journal(database, SystemClock(), patience_s=0.5)
+    await journal.start()
+    yield journal
+    await journal.stop()
+
+
+@pytest.fixture
+async def claim(database: Database, user: User, session: str) -> Claim:
+    return await claimed(database, user, session)
+
+
+async def claimed(database: Database, user: User, session: str) -> Claim:
+    ids = (new_id(), new_id(), new_id())
+    await database.transact(lambda tx: runs.send(tx, user, session, "hi", key=None, if_busy="queue", ids=ids))
+    node = nodes.NodeIdentity(new_id(), "h", "b", 1, "1")
+    await database.transact(lambda tx: nodes.register(tx, node, 30))
+    claims = await database.transact(lambda tx: runs.claim(tx, node.id, "demo", limit=100, per_user=100))
+    return next(claim for claim in claims if claim.session == session)
+
+
+def chunk(claim: Claim, text: str) -> str:
+    return ev.encode(ev.TextMessageContent(message_id=claim.message, delta=text))
+
+
+async def seqs(journal: Journal, session: str) -> list[int]:
+    return [record.seq for record in await journal.read(session, 0, 10_000)]
+
+
+async def test_events_are_numbered_without_a_gap(journal: Journal, claim: Claim) -> None:
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    for number in range(1000):
+        writer.put(KIND, chunk(claim, str(number)))
+        if writer.full:
+            await writer.room()
+    await writer.flush()
+    found = await seqs(journal, claim.session)
+    assert found == list(range(1, len(found) + 1))
+    said = [ev.decode(record.data) for record in await journal.read(claim.session, 0, 10_000)]
+    assert [event.delta for event in said if isinstance(event, ev.TextMessageContent)] == [str(n) for n in range(1000)]
+
+
+async def test_nothing_is_published_before_it_can_be_read(journal: Journal, claim: Claim) -> None:
+    checks: list[asyncio.Task[list[int]]] = []
+    published: list[list[int]] = []
+
+    def on_commit(session: str, records: list[ev.Recorded]) -> None:
+        published.append([record.seq for record in records])
+        checks.append(asyncio.create_task(seqs(journal, session)))
+
+    journal.on_commit = on_commit
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    for number in range(200):
+        writer.put(KIND, chunk(claim, str(number)))
+        await asyncio.sleep(0)
+    await writer.flush()
+    for told, stored in zip(published, await asyncio.gather(*checks), strict=True):
+        assert set(told) <= set(stored)
+
+
+async def test_flush_returns_when_it_is_durable(journal: Journal, claim: Claim) -> None:
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer.put(KIND, chunk(claim, "x"))
+    await writer.flush()
+    assert (await journal.read(claim.session, 0, 100))[-1].data == chunk(claim, "x")
+
+
+async def test_many_sessions_share_a_commit(journal: Journal, database: Database, user: User) -> None:
+    claims: list[Claim] = []
+    for _ in range(20):
+        row = await database.transact(lambda tx: sessions.create(tx, user, new_id(), {}))
+        claims.append(await claimed(database, user, row["id"]))
+    writers = [journal.open(claim.session, claim.run, claim.attempt) for claim in claims]
+    before = journal.commits
+    for writer, claim in zip(writers, claims, strict=True):
+        writer.put(KIND, chunk(claim, "x"))
+    await asyncio.gather(*(writer.flush() for writer in writers))
+    assert journal.commits - before <= 2
+
+
+async def test_a_writer_goes_on_behind_what_somebody_else_wrote(
+    journal: Journal, claim: Claim, database: Database
+) -> None:
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer.put(KIND, chunk(claim, "one"))
+    await writer.flush()
+    elsewhere = Database(database.url.render_as_string(hide_password=False))
+    other = ev.Custom(name="queue.changed", value={"order": []})
+    await elsewhere.transact(lambda tx: tx.append(claim.session, [(None, 0, other)]))
+    await elsewhere.close()
+    writer.put(KIND, chunk(claim, "two"))
+    await writer.flush()
+    records = await journal.read(claim.session, 0, 100)
+    assert [record.data for record in records[-3:]] == [chunk(claim, "one"), ev.encode(other), chunk(claim, "two")]
+    assert [record.seq for record in records] == list(range(1, len(records) + 1))
+
+
+async def test_a_writer_whose_attempt_is_over_writes_nothing(
+    journal: Journal, claim: Claim, database: Database
+) -> None:
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer.put(KIND, chunk(claim, "mine"))
+    await writer.flush()
+    elsewhere = Database(database.url.render_as_string(hide_password=False))
+    await elsewhere.transact(lambda tx: runs.end(tx, claim.run, claim.attempt, runs.End(outcome="interrupted")))
+    await elsewhere.close()
+    before = await seqs(journal, claim.session)
+    writer.put(KIND, chunk(claim, "too late"))
+    with pytest.raises(LeaseLost):
+        await writer.flush()
+    assert await seqs(journal, claim.session) == before
+    with pytest.raises(LeaseLost):
+        writer.put(KIND, chunk(claim, "again"))
+
+
+async def test_one_lost_writer_does_not_keep_the_others_back(
+    journal: Journal, claim: Claim, database: Database, user: User
+) -> None:
+    row = await database.transact(lambda tx: sessions.create(tx, user, new_id(), {}))
+    good = await claimed(database, user, row["id"])
+    lost_writer = journal.open(claim.session, claim.run, claim.attempt)
+    good_writer = journal.open(good.session, good.run, good.attempt)
+    for writer, owner in ((lost_writer, claim), (good_writer, good)):
+        writer.put(KIND, chunk(owner, "first"))
+        await writer.flush()
+    elsewhere = Database(database.url.render_as_string(hide_password=False))
+    await elsewhere.transact(lambda tx: runs.end(tx, claim.run, claim.attempt, runs.End(outcome="interrupted")))
+    await elsewhere.close()
+    lost_writer.put(KIND, chunk(claim, "late"))
+    good_writer.put(KIND, chunk(good, "second"))
+    await good_writer.flush()
+    with pytest.raises(LeaseLost):
+        await lost_writer.flush()
+    assert (await journal.read(good.session, 0, 100))[-1].data == chunk(good, "second")
+
+
+class Flaky:
+    """An appender that writes and then claims that it does not know."""
+
+    def __init__(self, inner: Any, faults: list[str]) -> None:
+        self.inner = inner
+        self.faults = faults
+
+    async def write(self, rows: Any, now: Any) -> None:
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "before":
+            raise Unavailable("gone before the commit")
+        await self.inner.write(rows, now)
+        if fault == "after":
+            raise Unavailable("gone after the commit")
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@pytest.mark.parametrize("faults", [["before"], ["after"], ["before", "after", "before"], ["after", "after"]])
+async def test_a_lost_answer_neither_loses_nor_doubles_an_event(
+    journal: Journal, claim: Claim, faults: list[str]
+) -> None:
+    journal._appender = Flaky(journal._appender, list(faults))
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    for number in range(20):
+        writer.put(KIND, chunk(claim, f"{number} "))
+        if number % 5 == 4:
+            await writer.flush()
+    said = [ev.decode(record.data) for record in await journal.read(claim.session, 0, 1000)]
+    told = [event.delta for event in said if isinstance(event, ev.TextMessageContent)]
+    assert told == [f"{number} " for number in range(20)]
+
+
+async def test_a_database_that_stays_away_ends_the_writer(journal: Journal, claim: Claim) -> None:
+    journal._appender = Flaky(journal._appender, ["before"] * 1000)
+    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer.put(KIND, chunk(claim, "x"))
+    with pytest.raises(Unavailable):
+        await writer.flush()
+
+
+async def test_a_taken_place_is_refused_whole(database: Database, claim: Claim) -> None:
+    appender = make_appender(database)
+    now = SystemClock().now()
+    rows = [(claim.session, seq, claim.run, 1, KIND, chunk(claim, "x")) for seq in (100, 101, 1)]
+    with pytest.raises(PositionTaken):
+        await appender.write(sorted(rows, key=lambda row: row[1]), now)
+    await appender.close()
+    async with database.read() as conn:
+        assert (await conn.execute(select(events.c.seq).where(events.c.seq >= 100))).first() is None
+
+
+async def test_concurrent_transactions_append_in_turn(database: Database, session: str) -> None:
+    event = ev.Custom(name="x", value={})
+    await asyncio.gather(
+        *(database.transact(lambda tx: tx.append(session, [(None, 0, event), (None, 0, event)])) for _ in range(20))
+    )
+    async with database.read() as conn:
+        found = list(await conn.scalars(select(events.c.seq).where(events.c.session_id == session).order_by(events.c.seq)))
+    assert found == list(range(1, 41))
+
+
+async def test_a_failed_transaction_leaves_nothing(database: Database, session: str) -> None:
+    told: list[Any] = []
+    database.on_commit = told.append
+
+    async def work(tx: Any) -> None:
+        await tx.append(session, [(None, 0, ev.Custom(name="x", value={}))])
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        await database.transact(work)
+    assert told == []
+    async with database.read() as conn:
+        assert (await conn.execute(select(events))).first() is None
+
+
+async def test_a_transaction_is_finished_when_its_caller_goes_away(database: Database, session: str) -> None:
+    entered = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def work(tx: Any) -> None:
+        entered.set()
+        await go_on.wait()
+        await tx.append(session, [(None, 0, ev.Custom(name="x", value={}))])
+
+    caller = asyncio.create_task(database.transact(work))
+    await entered.wait()
+    caller.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.wait(set(database._running) or {asyncio.create_task(asyncio.sleep(0))})
+    async with database.read() as conn:
+        assert len((await conn.execute(select(events))).all()) == 1
+

@@ -1,0 +1,105 @@
+"""Follows sessions of an engine in this process, through the hub, as a socket does."""
+
+import asyncio
+import json
+from typing import Any
+
+from sqlalchemy import select
+
+from holdfast.engine.engine import Engine
+from holdfast.engine.hub import Subscription
+from holdfast.store.tables import events, tasks
+
+Record = dict[str, Any]
+
+
+class Follower:
+    """A subscriber; `records` is what it has seen."""
+
+    def __init__(self, engine: Engine, session: str, after: int = 0) -> None:
+        self.engine = engine
+        self.session = session
+        self.records: list[Record] = []
+        self._news = asyncio.Event()
+        self.subscription = engine.hub.subscribe(session, after, self._woken)
+
+    def _woken(self, _: Subscription) -> None:
+        self._news.set()
+
+    async def until(self, wanted: Any, seconds: float = 20.0) -> Record:
+        """Read until a record is wanted; it."""
+        seen = 0
+        async with asyncio.timeout(seconds):
+            while True:
+                for record in self.records[seen:]:
+                    if wanted(record):
+                        return record
+                seen = len(self.records)
+                self._news.clear()
+                items = await self.engine.hub.next_items(self.subscription)
+                if items:
+                    self.records += [json.loads(item) for item in items]
+                elif not self.subscription.live:
+                    self.subscription.live = True
+                elif not self.subscription.dirty:
+                    await self._news.wait()
+
+    async def until_end(self, run: str, seconds: float = 20.0) -> Record:
+        """Read until the end of a run."""
+        ends = ("RUN_FINISHED", "RUN_ERROR")
+        return await self.until(lambda r: r["run"] == run and r["event"]["type"] in ends, seconds)
+
+    async def until_said(self, text: str, seconds: float = 20.0) -> Record:
+        """Read until a delta is exactly `text`."""
+        return await self.until(lambda r: r["event"].get("delta") == text, seconds)
+
+    def text(self) -> str:
+        """All text seen."""
+        return "".join(r["event"]["delta"] for r in self.records if r["event"]["type"] == "TEXT_MESSAGE_CONTENT")
+
+    def close(self) -> None:
+        """Stop following."""
+        self.engine.hub.unsubscribe(self.subscription)
+
+
+async def stored(engine: Engine, session: str) -> list[Record]:
+    """All events of a session, from the store."""
+    async with engine.database.read() as conn:
+        rows = await conn.execute(
+            select(events.c.seq, events.c.task_id, events.c.data)
+            .where(events.c.session_id == session)
+            .order_by(events.c.seq)
+        )
+        return [{"seq": row[0], "run": row[1], "event": json.loads(row[2])} for row in rows]
+
+
+async def state_of(engine: Engine, run: str) -> str:
+    """The state of a task."""
+    async with engine.database.read() as conn:
+        return str(await conn.scalar(select(tasks.c.state).where(tasks.c.id == run)))
+
+
+def assert_whole(records: list[Record]) -> None:
+    """A journal in which everything that was opened is closed, in order, and each run ends once."""
+    assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
+    open_: dict[str, str] = {}
+    started: set[str] = set()
+    ended: set[str] = set()
+    pairs = {"TEXT_MESSAGE_END": "TEXT_MESSAGE_START", "REASONING_END": "REASONING_START"}
+    pairs["REASONING_MESSAGE_END"] = "REASONING_MESSAGE_START"
+    for record in records:
+        event, run = record["event"], record["run"]
+        kind = event["type"]
+        if run is not None:
+            assert run not in ended or kind == "CUSTOM", f"{kind} after the end of its run"
+        if kind == "RUN_STARTED":
+            assert run not in started
+            started.add(run)
+        elif kind in pairs.values():
+            open_[f"{kind} {event['messageId']}"] = run
+        elif kind in pairs:
+            assert open_.pop(f"{pairs[kind]} {event['messageId']}", None) == run
+        elif kind in ("RUN_FINISHED", "RUN_ERROR"):
+            assert run not in open_.values(), f"{open_} is open at the end"
+            ended.add(run)
+    assert started == ended, "every run that started has its end"
