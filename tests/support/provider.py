@@ -1,17 +1,23 @@
-"""A model provider as a real HTTP server: OpenAI's chat completions stream, and its faults.
+"""A model provider as a real HTTP server: OpenAI's chat completions stream, and all its faults.
 
-What it does is chosen by the user's last message, a line of JSON: `{"say": ["a", "b"]}` and any of
-`think` (reasoning deltas), `status` (with `times`: so often, then it goes well), `retry_after`,
-`reset` (after the deltas the connection is cut), `garbage` (a line that is no JSON), `hang` (silence
-after the deltas, until the client goes away).
+    with Provider() as provider:
+        ... OPENAI_BASE_URL=provider.base_url ...
+
+What it answers is a `Script`: the next one of `provider.queue`, else the user's last message read as
+JSON (`{"say": ["a", "b"], "reset": "stream"}`), so that a server in another process can be scripted by
+what is sent to it, else an echo. It runs in a thread and listens on TCP.
 """
 
 import asyncio
 import json
 import socket
+import struct
 import threading
+import time
+from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,22 +25,74 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+SECRET_WORDS = "secret words of the provider"
+_BATCH = 200
+
+
+@dataclass
+class Script:
+    """One answer. Deltas come first, `think` before `say` before `count`; then the fault, if there is one."""
+
+    think: list[str] = field(default_factory=list[str])
+    say: list[str] = field(default_factory=list[str])
+    count: int = 0
+    """So many deltas `w<n> ` more, as fast as the client reads them."""
+    pause_s: float = 0.0
+    """Between two deltas."""
+    status: int = 200
+    """With this status instead of an answer; `times` times for the same script, then it goes well."""
+    times: int = 1_000_000
+    retry_after: str | int | None = None
+    message: str = SECRET_WORDS
+    error_code: str | None = None
+    reset: Literal["headers", "stream"] | None = None
+    """Cut the connection (RST) before the headers (`times` times), or after the deltas."""
+    truncate: bool = False
+    """End the connection politely after the deltas, in the middle of the body."""
+    error_event: bool = False
+    """After the deltas, an event that tells an error."""
+    garbage: bool = False
+    """After the deltas, an event that is no JSON."""
+    not_sse: bool = False
+    """200, but a web page."""
+    hang: Literal["headers", "stream"] | None = None
+    """Silence, before the headers or after the deltas, until the client goes away."""
+    usage: tuple[int, int] | None = (7, 11)
+    finish: str = "stop"
+
+    @classmethod
+    def read(cls, prompt: str) -> "Script":
+        """The script that a message is, or one that repeats the message."""
+        try:
+            told = json.loads(prompt)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict) or not set(told) <= {one.name for one in fields(cls)}:
+            return cls(say=["I ", "heard: ", prompt])
+        return cls(**told)
+
 
 class Provider:
-    """Runs in a thread of its own; `requests` are the bodies it got, `closed` counts hung-up streams."""
+    """The server. `requests` are the bodies it got; a stream that the client closed sets `closed`."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
-        self.closed = threading.Event()
+        self.headers: list[dict[str, str]] = []
+        self.queue: deque[Script] = deque()
         self.hanging = threading.Event()
+        self.closed = threading.Event()
+        self.closed_at: float | None = None
+        """When the client closed a stream, by `time.monotonic`."""
         self._failures: dict[str, int] = {}
-        app = Starlette(routes=[Route("/v1/chat/completions", self._complete, methods=["POST"])])
+        self._watchers: set[asyncio.Task[None]] = set()
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="off")
+        app = Starlette(routes=[Route("/v1/chat/completions", self._complete, methods=["POST"])])
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="off", http="h11"
         )
+        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
 
     def __enter__(self) -> "Provider":
@@ -50,45 +108,118 @@ class Provider:
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
-        prompt = next(part["content"] for part in reversed(body["messages"]) if part["role"] == "user")
-        try:
-            script = json.loads(prompt)
-        except ValueError:
-            script = {"say": ["I ", "heard: ", prompt]}
-        if "status" in script:
-            count = self._failures[prompt] = self._failures.get(prompt, 0) + 1
-            if count <= script.get("times", 1_000):
-                headers = {"Retry-After": str(script["retry_after"])} if "retry_after" in script else {}
-                error = {"error": {"message": "secret words of the provider", "type": "x"}}
-                return JSONResponse(error, script["status"], headers)
-        return StreamingResponse(self._stream(script), media_type="text/event-stream")
-
-    async def _stream(self, script: dict[str, Any]) -> AsyncIterator[str]:
-        for text in script.get("think", []):
-            yield _chunk({"reasoning_content": text})
-        for text in script.get("say", []):
-            yield _chunk({"content": text})
-            await asyncio.sleep(0)
-        if script.get("hang"):
+        self.headers.append(dict(request.headers))
+        prompt = _last_prompt(body)
+        script = self.queue.popleft() if self.queue else Script.read(prompt)
+        answer = _Answer()
+        watcher = asyncio.create_task(self._watch(request, answer))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        if script.hang == "headers":
             self.hanging.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.closed.set()
-        if script.get("garbage"):
+            await watcher
+        fails = script.status != 200 or script.reset == "headers"
+        if fails and self._count(f"{prompt}{script}") <= script.times:
+            answer.ended = True
+            if script.reset == "headers":
+                _reset(request)
+            return _refusal(script)
+        if script.not_sse:
+            answer.ended = True
+            return Response("<html>hello</html>", media_type="text/html")
+        return StreamingResponse(self._stream(script, request, answer), media_type="text/event-stream")
+
+    def _count(self, key: str) -> int:
+        self._failures[key] = self._failures.get(key, 0) + 1
+        return self._failures[key]
+
+    async def _stream(self, script: Script, request: Request, answer: "_Answer") -> AsyncIterator[str]:
+        async for piece in _deltas(script):
+            yield piece
+        if script.hang == "stream":
+            self.hanging.set()
+            await asyncio.Event().wait()
+        answer.ended = True
+        if script.reset == "stream":
+            _reset(request)
+            await asyncio.Event().wait()
+        if script.truncate:
+            _transport(request).close()
+            await asyncio.Event().wait()
+        if script.error_event:
+            yield _event({"error": {"message": script.message, "type": "server_error", "code": script.error_code}})
+        if script.garbage:
             yield "data: {this is not JSON\n\n"
-        if script.get("reset"):
-            raise ConnectionResetError
-        yield _chunk({}, finish="stop")
-        usage = {"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18}
-        yield _line({"choices": [], "usage": usage})
+        yield _chunk({}, finish=script.finish)
+        if script.usage is not None:
+            into, out = script.usage
+            told = {"prompt_tokens": into, "completion_tokens": out, "total_tokens": into + out}
+            yield _event({**_HEAD, "choices": [], "usage": told})
         yield "data: [DONE]\n\n"
+
+    async def _watch(self, request: Request, answer: "_Answer") -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        if not answer.ended:
+            self._note_close()
+
+    def _note_close(self) -> None:
+        if self.closed_at is None:
+            self.closed_at = time.monotonic()
+        self.closed.set()
+
+
+@dataclass
+class _Answer:
+    """One answer on its way. `ended` when the server has said, or cut off, all that it means to say."""
+
+    ended: bool = False
+
+
+_HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "test-model"}
+
+
+async def _deltas(script: Script) -> AsyncIterator[str]:
+    for text in script.think:
+        yield _chunk({"reasoning_content": text})
+        await asyncio.sleep(script.pause_s)
+    for text in script.say:
+        yield _chunk({"content": text})
+        await asyncio.sleep(script.pause_s)
+    for start in range(0, script.count, _BATCH):
+        stop = min(start + _BATCH, script.count)
+        yield "".join(_chunk({"content": f"w{n} "}) for n in range(start, stop))
+        await asyncio.sleep(0)
+
+
+def _last_prompt(body: dict[str, Any]) -> str:
+    content = next(part["content"] for part in reversed(body["messages"]) if part["role"] == "user")
+    return content if isinstance(content, str) else json.dumps(content)
+
+
+def _refusal(script: Script) -> Response:
+    headers = {} if script.retry_after is None else {"Retry-After": str(script.retry_after)}
+    error = {"message": script.message, "type": "x", "code": script.error_code}
+    return JSONResponse({"error": error}, max(script.status, 400), headers)
+
+
+def _transport(request: Request) -> asyncio.Transport:
+    """The connection itself: uvicorn's `receive` is a method of the object that holds it."""
+    cycle = getattr(request.receive, "__self__", None)
+    assert cycle is not None
+    return cycle.transport
+
+
+def _reset(request: Request) -> None:
+    transport = _transport(request)
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _chunk(delta: dict[str, Any], finish: str | None = None) -> str:
-    return _line({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+    return _event({**_HEAD, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
 
-def _line(more: dict[str, Any]) -> str:
-    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "test-model", **more}
-    return f"data: {json.dumps(chunk)}\n\n"
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"

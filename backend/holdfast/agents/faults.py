@@ -105,9 +105,10 @@ def told(error: BaseException, *, begun: bool) -> AgentFault:
 def logged(error: BaseException) -> str:
     """The error and its causes in one line, cut to a length, without secrets."""
     parts: list[str] = []
-    while error is not None and len(parts) < 5:
-        parts.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        error = error.__cause__  # pyright: ignore[reportAssignmentType]
+    cause: BaseException | None = error
+    while cause is not None and len(parts) < 5:
+        parts.append(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
+        cause = cause.__cause__
     return without_secrets(" <- ".join(dict.fromkeys(parts)))[:LOG_CHARS]
 
 

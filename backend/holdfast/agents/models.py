@@ -39,7 +39,7 @@ class _Speaker(Protocol):
 
 
 def model_agent(
-    model: "Model | ModelAgent[None, str]",
+    model: "Model | ModelAgent[Any, str]",
     *,
     instructions: str | None = None,
     retries: Retries | None = None,
@@ -49,7 +49,7 @@ def model_agent(
 
     It raises `AgentFault` for a fault of the provider, with the tokens told before it if known.
     """
-    asked = model if isinstance(model, ModelAgent) else ModelAgent[None, str](model, name="holdfast", retries=0)
+    asked = model if isinstance(model, ModelAgent) else ModelAgent(model, name="holdfast", retries=0)
     policy = retries or Retries()
 
     async def agent(turn: Turn) -> AsyncGenerator[AgentEvent, None]:
@@ -81,9 +81,7 @@ def model_agent(
 class _Request:
     """One try to get an answer. `begun` is true from the first event: then there is no second try."""
 
-    def __init__(
-        self, agent: "ModelAgent[None, str]", turn: Turn, instructions: str | None, silence_s: float
-    ) -> None:
+    def __init__(self, agent: "ModelAgent[Any, str]", turn: Turn, instructions: str | None, silence_s: float) -> None:
         self.begun = False
         self._agent = agent
         self._turn = turn

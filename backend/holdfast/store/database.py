@@ -196,13 +196,15 @@ class Database:
         Raises:
             Unavailable: the database cannot be reached.
         """
+        conn = await _connected(self._reader)
         try:
-            async with self._reader.connect() as conn:
-                yield conn
+            yield conn
         except (exc.SQLAlchemyError, OSError) as error:
             if is_connection_error(error):
-                raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+                raise _gone() from error
             raise
+        finally:
+            await conn.close()
 
     async def transact(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         """Run `work` in one transaction and commit it; whoever waits may go away, it is finished.
@@ -236,7 +238,7 @@ class Database:
                 return await self._once(work)
             except (exc.SQLAlchemyError, OSError) as error:
                 if is_connection_error(error):
-                    raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+                    raise _gone() from error
                 if not is_retryable(error) or attempt == _RETRIES - 1:
                     raise
             await asyncio.sleep(self._random.uniform(0, 0.01 * 2**attempt))
@@ -244,9 +246,13 @@ class Database:
 
     async def _once(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         async with self.turn():
-            async with self._writer.begin() as conn:
-                tx = Tx(conn, self.dialect, await self.now(conn))
-                result = await work(tx)
+            conn = await _connected(self._writer)
+            try:
+                async with conn.begin():
+                    tx = Tx(conn, self.dialect, await self.now(conn))
+                    result = await work(tx)
+            finally:
+                await conn.close()
             if tx.appended:
                 self.on_commit(tx.appended)
             return result
@@ -273,6 +279,18 @@ class Database:
             pool_pre_ping=False,
             connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
         )
+
+
+async def _connected(engine: AsyncEngine) -> AsyncConnection:
+    """A connection; whatever keeps us from one, the database cannot be reached."""
+    try:
+        return await engine.connect()
+    except Exception as error:
+        raise _gone() from error
+
+
+def _gone() -> Unavailable:
+    return Unavailable("The database does not answer", retry_after_s=1.0)
 
 
 def _set_up_sqlite(engine: AsyncEngine, synchronous: str, *, immediate: bool) -> None:

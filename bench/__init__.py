@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against a control in the same run, never bare times."""
