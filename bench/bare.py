@@ -6,14 +6,13 @@ import sys
 import time
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket
-
 from holdfast.api.server import SocketProtocol
 from holdfast.domain import events as ev
 from holdfast.domain import frames
 from holdfast.domain.events import Recorded
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 
 SESSION = "01900000-0000-7000-8000-000000000000"
 TS = "2026-01-01T00:00:00.000000Z"

@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
+from holdfast.store.database import normalize_url, sqlite_pragmas
 from sqlalchemy import Text, event
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-from holdfast.store.database import normalize_url, sqlite_pragmas
 
 
 class Base(DeclarativeBase):

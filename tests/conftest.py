@@ -7,7 +7,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-
 from holdfast.agents.demo import demo
 from holdfast.agents.resolve import ResolvedAgent
 from holdfast.agents.turn import Agent
@@ -18,6 +17,7 @@ from holdfast.engine.engine import Engine
 from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.store import schema, sessions, users
 from holdfast.store.database import Database
+
 from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
-
 from holdfast.store import schema
 from holdfast.store.database import Database
 from holdfast.store.tables import events, messages, tasks
+from sqlalchemy import select
+
 from tests.support.client import Client, deltas, http
 from tests.support.following import assert_whole
 from tests.support.postgres import PostgresServer
@@ -58,9 +58,7 @@ async def new_session(server: ServerProcess) -> str:
 
 
 @pytest.mark.timeout(400)
-async def test_kill_9_at_random_moments_loses_nothing_that_was_seen(
-    make_server: MakeServer, database_url: str
-) -> None:
+async def test_kill_9_at_random_moments_loses_nothing_that_was_seen(make_server: MakeServer, database_url: str) -> None:
     """25 kills a database: a client writes down all it sees, and finds it again after each."""
     await migrated(database_url)
     dice = random.Random(20261120)
@@ -160,7 +158,7 @@ async def test_two_processes_work_as_one(make_server: MakeServer, database_url: 
     try:
         content = "slow 10" if operation == "watch" else "slow 1000"
         answer = await clients[0].ask("send", session=session, content=content)
-        run = answer["result"]["run"]
+        run = later = answer["result"]["run"]
         if operation == "queue":
             later = (await clients[1].ask("send", session=session, content="fast 2"))["result"]["run"]
         for client in clients:

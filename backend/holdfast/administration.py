@@ -93,7 +93,7 @@ async def export(settings: Settings, session: str, kind: str) -> int:
 async def load(settings: Settings, file: str, name: str) -> int:
     """Read an exported session; prints its new id."""
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        text = _read(file)
     except (OSError, UnicodeDecodeError) as error:
         print(f"holdfast: {file} cannot be read: {error}", file=sys.stderr)
         return 1
@@ -105,6 +105,10 @@ async def load(settings: Settings, file: str, name: str) -> int:
         return 0
 
     return await _with_database(settings, work, upgrade=False)
+
+
+def _read(file: str) -> str:
+    return sys.stdin.read() if file == "-" else Path(file).read_text()
 
 
 def parse_duration(text: str) -> timedelta:

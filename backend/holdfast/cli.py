@@ -85,9 +85,7 @@ def _command(
 
 def _add_setting(parser: argparse.ArgumentParser, entry: Any) -> None:
     text = entry.metadata["help"].replace("%", "%%")
-    parser.add_argument(
-        flag(entry.name), dest=entry.name, metavar=entry.name.rpartition("_")[2].upper(), help=text
-    )
+    parser.add_argument(flag(entry.name), dest=entry.name, metavar=entry.name.rpartition("_")[2].upper(), help=text)
 
 
 def _add_accounts(commands: Any) -> None:
@@ -134,9 +132,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     from holdfast import terminal  # noqa: PLC0415
 
     url = arguments.url or os.environ.get("HOLDFAST_URL") or "http://127.0.0.1:8000"
-    return asyncio.run(
-        terminal.chat(url, arguments.token, arguments.session, " ".join(arguments.message) or None)
-    )
+    return asyncio.run(terminal.chat(url, arguments.token, arguments.session, " ".join(arguments.message) or None))
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
@@ -170,9 +166,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from holdfast import administration  # noqa: PLC0415
 
-    return _with_administration(
-        lambda: administration.load(settings_of(arguments), arguments.file, arguments.user)
-    )
+    return _with_administration(lambda: administration.load(settings_of(arguments), arguments.file, arguments.user))
 
 
 def _with_administration(work: Callable[[], Awaitable[int]]) -> int:

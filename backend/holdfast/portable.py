@@ -140,10 +140,10 @@ def _rename(record: ev.Recorded, names: dict[str, str]) -> ev.Recorded:
         return value
 
     data = msgspec.json.encode(walk(json.loads(record.data))).decode()
-    return ev.Recorded(record.seq, names.get(record.run or "", None), record.ts, data)
+    return ev.Recorded(record.seq, names.get(record.run or ""), record.ts, data)
 
 
-async def _write(  # noqa: PLR0913
+async def _write(
     tx: Tx, user: User, session: str, head: dict[str, Any], records: list[ev.Recorded], transcript: Transcript
 ) -> None:
     values = {name: head.get(name) for name in ("title", "notes", "repository", "branch", "target_branch")}

@@ -65,4 +65,6 @@ def _make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise NotReady(f"the data folder {folder} cannot be written ({reason}); set --data-dir to one that can") from None
+        raise NotReady(
+            f"the data folder {folder} cannot be written ({reason}); set --data-dir to one that can"
+        ) from None

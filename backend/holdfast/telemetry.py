@@ -39,7 +39,7 @@ def set_up_logging(style: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if style == "json" else plain)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("uvicorn.error", "uvicorn", "httpx", "httpx2", "openai", "anthropic", "alembic", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+        logging.getLogger(noisy).setLevel("ERROR" if level == "error" else "WARNING")
 
 
 class Metrics(Collector):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -25,6 +25,8 @@ from holdfast.agents.turn import (
     TurnUser,
     Usage,
 )
+from pydantic_ai import Agent as PydanticAgent
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from tests.support.provider import SECRET_WORDS, Provider, Script
 
@@ -362,3 +364,53 @@ async def test_the_history_is_sent(provider: Provider) -> None:
     await converse(provider=provider, prompt="two", history=history)
     sent = [(part["role"], part["content"]) for part in provider.requests[0]["messages"]]
     assert sent == [("user", "one"), ("assistant", "first"), ("user", "two")]
+
+
+@pytest.mark.parametrize(
+    ("finish", "words"), [("length", "longer"), ("content_filter", "filter"), (None, "before the answer was whole")]
+)
+async def test_an_answer_that_just_ends_is_not_taken_for_a_whole_one(
+    provider: Provider, finish: Any, words: str
+) -> None:
+    said = await converse(Script(say=["one "], finish=finish), provider=provider)
+    assert said.fault is not None
+    assert words in said.fault.message
+    assert (said.text, said.usage, len(provider.requests)) == ("one ", [Usage(7, 11, "test-model")], 1)
+
+
+async def test_a_reason_that_nobody_knows_is_a_reason(provider: Provider) -> None:
+    said = await converse(Script(say=["one "], finish="eos"), provider=provider)
+    assert (said.text, said.fault) == ("one ", None)
+
+
+@pytest.mark.parametrize("script", [Script(reset="stream"), Script(truncate=True), Script(error_event=True)])
+async def test_a_stream_that_fails_before_its_first_token_is_tried_again(provider: Provider, script: Script) -> None:
+    said = await converse(script, Script(say=["ok"]), provider=provider)
+    assert (said.text, said.fault, len(provider.requests)) == ("ok", None, 2)
+
+
+async def test_a_fault_that_is_not_the_providers_is_left_as_it_is() -> None:
+    async def broken(messages: object, about: AgentInfo) -> AsyncIterator[str]:
+        yield "one "
+        raise LookupError("a bug")
+
+    agent = model_agent(FunctionModel(stream_function=broken))
+    with pytest.raises(LookupError):
+        await anext_all(agent(Turn("s", "r", TurnUser("u", "u"), "x")))
+
+
+async def test_an_agent_of_pydantic_ai_may_be_used_as_it_is() -> None:
+    async def parrot(messages: object, about: AgentInfo) -> AsyncIterator[str]:
+        yield about.instructions or ""
+
+    asked = PydanticAgent(FunctionModel(stream_function=parrot), instructions="Be kind.")
+    agent = model_agent(asked, instructions="Be brief.")
+    said = [event async for event in agent(Turn("s", "r", TurnUser("u", "u"), "x"))]
+    text = "".join(event.delta for event in said if isinstance(event, Text))
+    assert "Be kind." in text
+    assert "Be brief." in text
+
+
+async def anext_all(events: AsyncIterator[AgentEvent]) -> None:
+    async for _ in events:
+        pass

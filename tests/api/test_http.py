@@ -10,14 +10,14 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 import websockets
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from holdfast.api import documents, problems
 from holdfast.api.app import ENDPOINTS
 from holdfast.cli import main
 from holdfast.clock import new_id
 from holdfast.domain.errors import ERRORS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from tests.support.client import Client, http
 from tests.support.server import ServerProcess
 
@@ -329,7 +329,7 @@ async def test_cookie_and_ticket(make_server: MakeServer, capsys: pytest.Capture
                 assert wire.close_code == code
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     method=st.sampled_from(["GET", "POST", "PATCH", "DELETE", "PUT"]),
     path=st.sampled_from([endpoint.path for endpoint in ENDPOINTS]),

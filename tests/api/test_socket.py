@@ -9,11 +9,11 @@ from typing import Any
 import jsonschema
 import pytest
 import websockets
+from holdfast.api import documents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast.api import documents
-from tests.support.client import Client, deltas, http
+from tests.support.client import TERMINAL, Client, deltas, http
 from tests.support.server import ServerProcess
 
 MakeServer = Callable[..., ServerProcess]
@@ -98,8 +98,7 @@ async def test_resume_in_mid_stream_at_random_moments(shared: ServerProcess) -> 
                 continue
             await client.ask("subscribe", session=session, cursor=cursor)
             stop = len(got) + dice.randrange(1, 6)
-            done = ("RUN_FINISHED", "RUN_ERROR")
-            await client.wait_event(session, lambda e, stop=stop: e["seq"] >= stop or e["event"]["type"] in done)
+            await client.wait_event(session, lambda e, stop=stop: e["seq"] >= stop or e["event"]["type"] in TERMINAL)
             got += client.events[session]
     assert [e["seq"] for e in got] == list(range(1, len(got) + 1))
     assert len(deltas(got, run).split()) == 40
@@ -221,13 +220,11 @@ async def test_limits_are_told_and_kept(make_server: MakeServer) -> None:
         assert (limits["commandsPerSecond"], limits["subscriptions"], limits["sockets"]) == (5, 2, 2)
         answers = [await client.ask("subscribe", session=session) for session in made]
         assert [answer.get("code") for answer in answers] == [None, None, "overloaded"]
-        for _ in range(4):
-            last = await client.ask("ping")
+        last = [await client.ask("ping") for _ in range(4)][-1]
         assert last["code"] == "rate_limited"
         assert last["retryAfterMs"] > 0
-        async with Client(server.ws_url):
-            async with Client(server.ws_url, hello=False) as third:
-                assert await third.wait_closed() == 4429
+        async with Client(server.ws_url), Client(server.ws_url, hello=False) as third:
+            assert await third.wait_closed() == 4429
         for _ in range(60):
             await client.send("ping")
         assert await client.wait_closed() == 4429
@@ -287,7 +284,7 @@ def test_no_frame_however_strange_hurts_the_server(shared: ServerProcess) -> Non
                 answer = await client.ask(filled.pop("type"), **filled)
                 assert answer.get("code") != "internal"
 
-    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
     @given(st.lists(frames, max_size=12))
     def fuzz(sent: list[dict[str, Any]]) -> None:
         asyncio.run(talk(sent))

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 from ag_ui.core import events as agui
+from holdfast.domain import events as ev
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-
-from holdfast.domain import events as ev
 
 FLAGS = {"streaming": False, "cancelled": False, "has_error": False, "interrupted": False}
 EXAMPLES: list[ev.Event] = [

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from holdfast.domain import frames
 from holdfast.domain.cursors import Cursor, snapshot_reason
 from holdfast.domain.errors import ERRORS, HoldfastError, InvalidFrame, UnknownType
 from holdfast.domain.events import Recorded
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,9 @@ def test_any_object_is_a_frame_or_a_clear_error(value: dict[str, object]) -> Non
 
 def test_an_item_carries_the_very_bytes_of_the_journal() -> None:
     data = '{"type":"CUSTOM","name":"x","value":{"a": 1.0}}'
-    text = frames.events("s", "e", [frames.item(Recorded(7, None, "t", data)), frames.item(Recorded(8, "r", "t", data))])
+    text = frames.events(
+        "s", "e", [frames.item(Recorded(7, None, "t", data)), frames.item(Recorded(8, "r", "t", data))]
+    )
     assert data in text
     assert [item["seq"] for item in json.loads(text)["events"]] == [7, 8]
 

@@ -2,9 +2,9 @@
 
 import msgspec
 import pytest
-
 from holdfast.domain import events as ev
 from holdfast.domain.transcript import ActiveRun, Message, QueueItem, Transcript
+
 from tests.support.golden import FOLDER, SESSION, golden, state_of, stories
 
 STORIES = stories()

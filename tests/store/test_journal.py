@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
-
 from holdfast.clock import SystemClock, new_id
 from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost, Unavailable
@@ -17,6 +15,7 @@ from holdfast.store.database import Database
 from holdfast.store.journal import Journal
 from holdfast.store.runs import Claim
 from holdfast.store.tables import events
+from sqlalchemy import select
 
 KIND = "TEXT_MESSAGE_CONTENT"
 
@@ -52,7 +51,7 @@ async def seqs(journal: Journal, session: str) -> list[int]:
 
 
 async def test_events_are_numbered_without_a_gap(journal: Journal, claim: Claim) -> None:
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     for number in range(1000):
         writer.put(KIND, chunk(claim, str(number)))
         if writer.full:
@@ -73,7 +72,7 @@ async def test_nothing_is_published_before_it_can_be_read(journal: Journal, clai
         checks.append(asyncio.create_task(seqs(journal, session)))
 
     journal.on_commit = on_commit
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     for number in range(200):
         writer.put(KIND, chunk(claim, str(number)))
         await asyncio.sleep(0)
@@ -83,7 +82,7 @@ async def test_nothing_is_published_before_it_can_be_read(journal: Journal, clai
 
 
 async def test_flush_returns_when_it_is_durable(journal: Journal, claim: Claim) -> None:
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     writer.put(KIND, chunk(claim, "x"))
     await writer.flush()
     assert (await journal.read(claim.session, 0, 100))[-1].data == chunk(claim, "x")
@@ -94,7 +93,7 @@ async def test_many_sessions_share_a_commit(journal: Journal, database: Database
     for _ in range(20):
         row = await database.transact(lambda tx: sessions.create(tx, user, new_id(), {}))
         claims.append(await claimed(database, user, row["id"]))
-    writers = [journal.open(claim.session, claim.run, claim.attempt) for claim in claims]
+    writers = [journal.open(claim.session, claim.run, claim.attempt, claim.head) for claim in claims]
     before = journal.commits
     for writer, claim in zip(writers, claims, strict=True):
         writer.put(KIND, chunk(claim, "x"))
@@ -105,7 +104,7 @@ async def test_many_sessions_share_a_commit(journal: Journal, database: Database
 async def test_a_writer_goes_on_behind_what_somebody_else_wrote(
     journal: Journal, claim: Claim, database: Database
 ) -> None:
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     writer.put(KIND, chunk(claim, "one"))
     await writer.flush()
     elsewhere = Database(database.url.render_as_string(hide_password=False))
@@ -122,7 +121,7 @@ async def test_a_writer_goes_on_behind_what_somebody_else_wrote(
 async def test_a_writer_whose_attempt_is_over_writes_nothing(
     journal: Journal, claim: Claim, database: Database
 ) -> None:
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     writer.put(KIND, chunk(claim, "mine"))
     await writer.flush()
     elsewhere = Database(database.url.render_as_string(hide_password=False))
@@ -142,8 +141,8 @@ async def test_one_lost_writer_does_not_keep_the_others_back(
 ) -> None:
     row = await database.transact(lambda tx: sessions.create(tx, user, new_id(), {}))
     good = await claimed(database, user, row["id"])
-    lost_writer = journal.open(claim.session, claim.run, claim.attempt)
-    good_writer = journal.open(good.session, good.run, good.attempt)
+    lost_writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
+    good_writer = journal.open(good.session, good.run, good.attempt, good.head)
     for writer, owner in ((lost_writer, claim), (good_writer, good)):
         writer.put(KIND, chunk(owner, "first"))
         await writer.flush()
@@ -182,7 +181,7 @@ async def test_a_lost_answer_neither_loses_nor_doubles_an_event(
     journal: Journal, claim: Claim, faults: list[str]
 ) -> None:
     journal._appender = Flaky(journal._appender, list(faults))
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     for number in range(20):
         writer.put(KIND, chunk(claim, f"{number} "))
         if number % 5 == 4:
@@ -194,7 +193,7 @@ async def test_a_lost_answer_neither_loses_nor_doubles_an_event(
 
 async def test_a_database_that_stays_away_ends_the_writer(journal: Journal, claim: Claim) -> None:
     journal._appender = Flaky(journal._appender, ["before"] * 1000)
-    writer = journal.open(claim.session, claim.run, claim.attempt)
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     writer.put(KIND, chunk(claim, "x"))
     with pytest.raises(Unavailable):
         await writer.flush()
@@ -217,7 +216,9 @@ async def test_concurrent_transactions_append_in_turn(database: Database, sessio
         *(database.transact(lambda tx: tx.append(session, [(None, 0, event), (None, 0, event)])) for _ in range(20))
     )
     async with database.read() as conn:
-        found = list(await conn.scalars(select(events.c.seq).where(events.c.session_id == session).order_by(events.c.seq)))
+        found = list(
+            await conn.scalars(select(events.c.seq).where(events.c.session_id == session).order_by(events.c.seq))
+        )
     assert found == list(range(1, 41))
 
 
@@ -254,4 +255,3 @@ async def test_a_transaction_is_finished_when_its_caller_goes_away(database: Dat
     await asyncio.wait(set(database._running) or {asyncio.create_task(asyncio.sleep(0))})
     async with database.read() as conn:
         assert len((await conn.execute(select(events))).all()) == 1
-

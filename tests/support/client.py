@@ -90,9 +90,7 @@ class Client:
 
     async def wait_end(self, session: str, run: str, seconds: float = 30.0) -> Frame:
         """The end of a run."""
-        return await self.wait_event(
-            session, lambda e: e["run"] == run and e["event"]["type"] in TERMINAL, seconds
-        )
+        return await self.wait_event(session, lambda e: e["run"] == run and e["event"]["type"] in TERMINAL, seconds)
 
     async def wait_closed(self, seconds: float = 10.0) -> int:
         """The code that the socket was closed with."""

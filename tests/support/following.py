@@ -4,11 +4,10 @@ import asyncio
 import json
 from typing import Any
 
-from sqlalchemy import select
-
 from holdfast.engine.engine import Engine
 from holdfast.engine.hub import Subscription
 from holdfast.store.tables import events, tasks
+from sqlalchemy import select
 
 Record = dict[str, Any]
 
@@ -88,9 +87,9 @@ def assert_whole(records: list[Record]) -> None:
     pairs = {"TEXT_MESSAGE_END": "TEXT_MESSAGE_START", "REASONING_END": "REASONING_START"}
     pairs["REASONING_MESSAGE_END"] = "REASONING_MESSAGE_START"
     for record in records:
-        event, run = record["event"], record["run"]
+        event, run = record["event"], str(record["run"])
         kind = event["type"]
-        if run is not None:
+        if record["run"] is not None:
             assert run not in ended or kind == "CUSTOM", f"{kind} after the end of its run"
         if kind == "RUN_STARTED":
             assert run not in started

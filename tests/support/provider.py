@@ -58,7 +58,7 @@ class Script:
     hang: Literal["headers", "stream"] | None = None
     """Silence, before the headers or after the deltas, until the client goes away."""
     usage: tuple[int, int] | None = (7, 11)
-    finish: str = "stop"
+    finish: str | None = "stop"
 
     @classmethod
     def read(cls, prompt: str) -> "Script":

@@ -50,6 +50,10 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE
 _SECRET = re.compile(r"\b(?:sk|pk|rk|gsk|xai|hf|AIza)[-_]?[\w*-]{12,}|(?<=bearer )\S+", re.IGNORECASE)
 
 
+class Unfinished(UnexpectedModelBehavior):
+    """The answer ended before it was whole, without an error; the message may be told to the user."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retries:
     """How often, and after what pauses, a provider is asked again.
@@ -95,11 +99,12 @@ def is_passing(error: BaseException) -> bool:
 def told(error: BaseException, *, begun: bool) -> AgentFault:
     """The fault as it is told to the user."""
     code: Literal["timeout", "provider_error"] = "timeout" if _is_silence(error) else "provider_error"
-    if begun and code == "timeout":
-        return AgentFault(code, "The model provider fell silent in the middle of the answer; what came is kept.")
-    if begun:
-        return AgentFault(code, "The model provider failed in the middle of the answer; what came is kept.")
-    return AgentFault(code, _words(error))
+    if isinstance(error, Unfinished):
+        return AgentFault(code, error.message)
+    if not begun:
+        return AgentFault(code, _words(error))
+    verb = "fell silent" if code == "timeout" else "failed"
+    return AgentFault(code, f"The model provider {verb} before the answer was whole; what came is kept.")
 
 
 def logged(error: BaseException) -> str:
@@ -148,6 +153,8 @@ def _words(error: BaseException) -> str:
             return _words_of_status(error.status_code)
         case ModelUnavailableError() | ModelServerError():
             return _words_of_status(500)
+        case ModelConnectionError(phase="read"):
+            return "The connection to the model provider broke."
         case ModelConnectionError() | httpx2.TransportError() | OSError():
             return "The model provider cannot be reached."
         case UnexpectedModelBehavior():

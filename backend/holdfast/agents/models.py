@@ -14,6 +14,7 @@ from pydantic_ai import Agent as ModelAgent
 from pydantic_ai import CancellationToken
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import (
+    ModelResponse,
     PartDeltaEvent,
     PartStartEvent,
     TextPart,
@@ -22,10 +23,11 @@ from pydantic_ai.messages import (
     ThinkingPartDelta,
 )
 from pydantic_ai.models import Model
+from pydantic_ai.run import AgentRunResultEvent
 from pydantic_ai.settings import ModelSettings
 
 from holdfast.agents.conversation import conversation
-from holdfast.agents.faults import Retries, is_of_provider, logged, told
+from holdfast.agents.faults import Retries, Unfinished, is_of_provider, logged, told
 from holdfast.agents.turn import AgentEvent, Reasoning, Text, Turn, Usage
 
 log = logging.getLogger("holdfast.agents")
@@ -107,7 +109,9 @@ class _Request:
                 async for event in events:
                     self.begun = True
                     self._used = events.usage
-                    if (said := _said(event)) is not None:
+                    if isinstance(event, AgentRunResultEvent):
+                        _check_end(event.result.response)
+                    elif (said := _said(event)) is not None:
                         yield said
                 yield self.usage() or Usage(0, 0, self._model)
         except RunCancelled as cancelled:
@@ -120,6 +124,18 @@ class _Request:
         if self._used is None or not (self._used.input_tokens or self._used.output_tokens):
             return None
         return Usage(self._used.input_tokens, self._used.output_tokens, self._model)
+
+
+def _check_end(response: ModelResponse) -> None:
+    """Raise when the answer is not whole, although the stream ended in good order.
+
+    Raises:
+        Unfinished: a limit on its length or a filter ended it.
+    """
+    if response.finish_reason == "length":
+        raise Unfinished("The answer is longer than the model gives at once; what came is kept.")
+    if response.finish_reason == "content_filter":
+        raise Unfinished("The content filter of the model provider stopped the answer; what came is kept.")
 
 
 def _settings(model: Any, silence_s: float) -> ModelSettings:

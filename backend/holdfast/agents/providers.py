@@ -10,11 +10,15 @@ import warnings
 
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, infer_model
+from pydantic_ai.profiles.openai import OpenAIModelProfile
 
 from holdfast.agents.models import model_agent
 from holdfast.agents.turn import Agent
 
 OLLAMA_BASE_URL = "http://127.0.0.1:11434/v1"
+
+_WHOLE = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
+"""A stream that just stops is a fault, and not a whole answer."""
 
 _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _EXTRA = re.compile(r"pydantic-ai-slim\[([\w-]+)\]")
@@ -44,13 +48,14 @@ def build_model(provider: str, name: str) -> Model:
 
             base_url, key = os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY") or None
             keyless = "none" if base_url else None
-            return OpenAIChatModel(name, provider=OpenAIProvider(base_url=base_url, api_key=key or keyless))
+            server = OpenAIProvider(base_url=base_url, api_key=key or keyless)
+            return OpenAIChatModel(name, provider=server, profile=_WHOLE)
         case "ollama":
             from pydantic_ai.models.ollama import OllamaModel  # noqa: PLC0415
             from pydantic_ai.providers.ollama import OllamaProvider  # noqa: PLC0415
 
             base_url = os.environ.get("OLLAMA_BASE_URL") or OLLAMA_BASE_URL
-            return OllamaModel(name, provider=OllamaProvider(base_url=base_url))
+            return OllamaModel(name, provider=OllamaProvider(base_url=base_url), profile=_WHOLE)
         case _:
             return infer_model(f"{provider}:{name}")
 

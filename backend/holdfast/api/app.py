@@ -1,7 +1,7 @@
 """Puts the parts together: the one place that knows them all."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -59,7 +59,7 @@ def create_app(settings: Settings, database: Database, agent: ResolvedAgent) -> 
     services = Services(settings, database, agent)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         await services.start()
         try:
             yield

@@ -100,16 +100,12 @@ class Authenticator:
         """A new ticket, good for one socket within 30 s."""
         secret = secrets.token_bytes(32)
         text = base64.urlsafe_b64encode(secret).decode().rstrip("=")
-        await self._database.transact(
-            lambda tx: users.create_ticket(tx, user.id, text, TICKET_LIFETIME_S)
-        )
+        await self._database.transact(lambda tx: users.create_ticket(tx, user.id, text, TICKET_LIFETIME_S))
         return text
 
     async def _local_user(self) -> User:
         if self._local is None:
-            self._local = await self._database.transact(
-                lambda tx: users.ensure_user(tx, LOCAL_USER, "admin", new_id())
-            )
+            self._local = await self._database.transact(lambda tx: users.ensure_user(tx, LOCAL_USER, "admin", new_id()))
         return self._local
 
     async def _user_of_token(self, secret: str) -> User:

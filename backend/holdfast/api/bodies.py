@@ -39,12 +39,12 @@ class SessionEdit(_Body, frozen=True):
     """`PATCH /api/sessions/{id}`; what is not named stays as it is."""
 
     title: Text | msgspec.UnsetType = msgspec.UNSET
-    notes: Notes | None | msgspec.UnsetType = msgspec.UNSET
-    repository: Text | None | msgspec.UnsetType = msgspec.UNSET
-    branch: Text | None | msgspec.UnsetType = msgspec.UNSET
-    target_branch: Text | None | msgspec.UnsetType = msgspec.UNSET
-    sandbox: dict[str, Any] | None | msgspec.UnsetType = msgspec.UNSET
-    assignee: Uuid | None | msgspec.UnsetType = msgspec.UNSET
+    notes: Notes | msgspec.UnsetType | None = msgspec.UNSET
+    repository: Text | msgspec.UnsetType | None = msgspec.UNSET
+    branch: Text | msgspec.UnsetType | None = msgspec.UNSET
+    target_branch: Text | msgspec.UnsetType | None = msgspec.UNSET
+    sandbox: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+    assignee: Uuid | msgspec.UnsetType | None = msgspec.UNSET
     ui_status: Literal["Idle", "NeedsReview", "Archived", "InProgress"] | msgspec.UnsetType = msgspec.UNSET
     version: Version | msgspec.UnsetType = msgspec.UNSET
 
@@ -182,7 +182,7 @@ def unstorable(value: Any, pointer: str = "") -> FieldError | None:
 
 
 def _all_faults(data: bytes, kind: type[msgspec.Struct], first: msgspec.ValidationError) -> InvalidRequest:
-    """msgspec stops at the first fault; look at each field by itself."""
+    """Msgspec stops at the first fault; look at each field by itself."""
     value = msgspec.json.decode(data)
     if not isinstance(value, dict):
         message, _ = explain_validation(first)

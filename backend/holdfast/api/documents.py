@@ -119,9 +119,7 @@ def openapi(endpoints: list[Endpoint]) -> dict[str, Any]:
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     names = [part[1:-1] for part in endpoint.path.split("/") if part.startswith("{")]
-    parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": _ID} for name in names
-    ]
+    parameters: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": _ID} for name in names]
     parameters += [
         {"name": name, "in": "query", "required": False, "description": text, "schema": _STRING}
         for name, text in endpoint.query.items()
@@ -189,9 +187,7 @@ SERVER_FRAMES: dict[str, dict[str, Any]] = {
             "events": {
                 "type": "array",
                 "minItems": 1,
-                "items": _object(
-                    {"seq": {"type": "integer"}, "run": _MAYBE, "ts": _TIME, "event": {"type": "object"}}
-                ),
+                "items": _object({"seq": {"type": "integer"}, "run": _MAYBE, "ts": _TIME, "event": {"type": "object"}}),
             },
         }
     ),

@@ -38,9 +38,7 @@ async def list_users(call: Call) -> Response:
 async def create_user(call: Call) -> Response:
     """A new user."""
     body = await bodies.read(call.request, bodies.NewUser, limit=_SMALL)
-    user = await call.services.database.transact(
-        lambda tx: users.create_user(tx, body.name, body.role, new_id())
-    )
+    user = await call.services.database.transact(lambda tx: users.create_user(tx, body.name, body.role, new_id()))
     return JsonResponse(user, 201)
 
 
@@ -49,9 +47,7 @@ async def edit_user(call: Call) -> Response:
     user_id = _id(call)
     body = await bodies.read(call.request, bodies.UserEdit, limit=_SMALL)
     return JsonResponse(
-        await call.services.database.transact(
-            lambda tx: users.set_disabled(tx, user_id, disabled=body.disabled)
-        )
+        await call.services.database.transact(lambda tx: users.set_disabled(tx, user_id, disabled=body.disabled))
     )
 
 

@@ -50,9 +50,7 @@ async def create_session(call: Call) -> Response:
     """A new session."""
     body = await bodies.read(call.request, bodies.NewSession, limit=BODY_BYTES, optional=True)
     values = msgspec.structs.asdict(body)
-    session = await call.services.database.transact(
-        lambda tx: sessions.create(tx, call.user, new_id(), values)
-    )
+    session = await call.services.database.transact(lambda tx: sessions.create(tx, call.user, new_id(), values))
     return JsonResponse(session, 201, {**etag(session), "Location": f"/api/sessions/{session['id']}"})
 
 
@@ -77,9 +75,7 @@ async def edit_session(call: Call) -> Response:
         version = body.version
     if not changes:
         raise InvalidRequest("Nothing is changed", errors=[FieldError("", "name at least one field")])
-    edited = await call.services.database.transact(
-        lambda tx: sessions.edit(tx, call.user, session, changes, version)
-    )
+    edited = await call.services.database.transact(lambda tx: sessions.edit(tx, call.user, session, changes, version))
     return JsonResponse(edited, headers=etag(edited))
 
 
@@ -113,9 +109,7 @@ async def send_message(call: Call) -> Response:
     limit = call.services.settings.content_bytes
     body = await bodies.read(call.request, bodies.NewMessage, limit=limit * 6 + 4096)
     content = _content(body.content, limit)
-    sent, _, _ = await call.services.engine.send(
-        call.user, session, content, key=body.key, if_busy=body.ifBusy
-    )
+    sent, _, _ = await call.services.engine.send(call.user, session, content, key=body.key, if_busy=body.ifBusy)
     return JsonResponse(sent, 202)
 
 
@@ -286,9 +280,7 @@ ENDPOINTS = [
         query={"format": "jsonl, json or markdown"},
         answers={200: ""},
     ),
-    Endpoint(
-        "POST", "/api/queue/swap", swap_queue, "Exchange two places", bodies.QueueSwap, answers={200: "Queue"}
-    ),
+    Endpoint("POST", "/api/queue/swap", swap_queue, "Exchange two places", bodies.QueueSwap, answers={200: "Queue"}),
     Endpoint("GET", "/api/runs/{id}", get_run, "Get a run", answers={200: "Run"}),
     Endpoint(
         "POST",
@@ -360,5 +352,3 @@ def _is_time(text: str) -> bool:
     except ValueError:
         return False
     return text.endswith("Z")
-
-

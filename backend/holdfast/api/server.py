@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn's signal handler."""
+        """Uvicorn's signal handler."""
         if self._signalled or not hasattr(self, "_loop"):
             log.warning("ending at once")
             self.should_exit = self.force_exit = True

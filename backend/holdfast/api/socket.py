@@ -275,9 +275,7 @@ class Connection:
                 return frames.ack(frame.id, {})
             case frames.Send():
                 content = checked_content(frame.content, self._settings.content_bytes)
-                sent, dup, at = await engine.send(
-                    user, frame.session, content, key=frame.key, if_busy=frame.if_busy
-                )
+                sent, dup, at = await engine.send(user, frame.session, content, key=frame.key, if_busy=frame.if_busy)
                 return frames.ack(frame.id, sent, dup=dup, at=at)
             case frames.Cancel():
                 effect, runs, at = await engine.cancel(user, frame.session, frame.run, frame.reason)

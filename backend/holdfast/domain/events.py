@@ -38,7 +38,7 @@ class RunInput(msgspec.Struct, frozen=True, rename="camel"):
     messages: tuple[UserMessage, ...] = ()
 
 
-class RunStarted(_Event, tag="RUN_STARTED"):
+class RunStarted(_Event, frozen=True, tag="RUN_STARTED"):
     """The first event of a run; `metadata` is `{message, attempt, agent}`."""
 
     thread_id: str
@@ -48,7 +48,7 @@ class RunStarted(_Event, tag="RUN_STARTED"):
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class TextMessageStart(_Event, tag="TEXT_MESSAGE_START"):
+class TextMessageStart(_Event, frozen=True, tag="TEXT_MESSAGE_START"):
     """The assistant's message exists; `metadata` is the message's metadata."""
 
     message_id: str
@@ -56,53 +56,53 @@ class TextMessageStart(_Event, tag="TEXT_MESSAGE_START"):
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class TextMessageContent(_Event, tag="TEXT_MESSAGE_CONTENT"):
+class TextMessageContent(_Event, frozen=True, tag="TEXT_MESSAGE_CONTENT"):
     """One chunk of the answer."""
 
     message_id: str
     delta: str
 
 
-class TextMessageEnd(_Event, tag="TEXT_MESSAGE_END"):
+class TextMessageEnd(_Event, frozen=True, tag="TEXT_MESSAGE_END"):
     """The message is complete, or cut; `metadata` is its final metadata."""
 
     message_id: str
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class ReasoningStart(_Event, tag="REASONING_START"):
+class ReasoningStart(_Event, frozen=True, tag="REASONING_START"):
     """A reasoning span opens."""
 
     message_id: str
 
 
-class ReasoningMessageStart(_Event, tag="REASONING_MESSAGE_START"):
+class ReasoningMessageStart(_Event, frozen=True, tag="REASONING_MESSAGE_START"):
     """The text of a reasoning span opens."""
 
     message_id: str
     role: str = msgspec.field(default_factory=lambda: "reasoning")
 
 
-class ReasoningMessageContent(_Event, tag="REASONING_MESSAGE_CONTENT"):
+class ReasoningMessageContent(_Event, frozen=True, tag="REASONING_MESSAGE_CONTENT"):
     """One chunk of reasoning."""
 
     message_id: str
     delta: str
 
 
-class ReasoningMessageEnd(_Event, tag="REASONING_MESSAGE_END"):
+class ReasoningMessageEnd(_Event, frozen=True, tag="REASONING_MESSAGE_END"):
     """The text of a reasoning span is closed."""
 
     message_id: str
 
 
-class ReasoningEnd(_Event, tag="REASONING_END"):
+class ReasoningEnd(_Event, frozen=True, tag="REASONING_END"):
     """The reasoning span is closed."""
 
     message_id: str
 
 
-class ToolCallStart(_Event, tag="TOOL_CALL_START"):
+class ToolCallStart(_Event, frozen=True, tag="TOOL_CALL_START"):
     """An action begins; `metadata.action` is `{status: "pending"}`."""
 
     tool_call_id: str
@@ -111,20 +111,20 @@ class ToolCallStart(_Event, tag="TOOL_CALL_START"):
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class ToolCallArgs(_Event, tag="TOOL_CALL_ARGS"):
+class ToolCallArgs(_Event, frozen=True, tag="TOOL_CALL_ARGS"):
     """A piece of the action's arguments, as JSON text."""
 
     tool_call_id: str
     delta: str
 
 
-class ToolCallEnd(_Event, tag="TOOL_CALL_END"):
+class ToolCallEnd(_Event, frozen=True, tag="TOOL_CALL_END"):
     """The action's arguments are complete."""
 
     tool_call_id: str
 
 
-class ToolCallResult(_Event, tag="TOOL_CALL_RESULT"):
+class ToolCallResult(_Event, frozen=True, tag="TOOL_CALL_RESULT"):
     """The one result of an action; `metadata.action` is `{status, outcome}`."""
 
     message_id: str
@@ -148,7 +148,7 @@ class TokenUsage(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     model: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class RunFinished(_Event, tag="RUN_FINISHED"):
+class RunFinished(_Event, frozen=True, tag="RUN_FINISHED"):
     """The run's end; a cancelled one carries `metadata.cancel`."""
 
     thread_id: str
@@ -158,7 +158,7 @@ class RunFinished(_Event, tag="RUN_FINISHED"):
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class RunError(_Event, tag="RUN_ERROR"):
+class RunError(_Event, frozen=True, tag="RUN_ERROR"):
     """The run's end when it failed; `message` is safe to show."""
 
     message: str
@@ -166,7 +166,7 @@ class RunError(_Event, tag="RUN_ERROR"):
     metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Custom(_Event, tag="CUSTOM"):
+class Custom(_Event, frozen=True, tag="CUSTOM"):
     """An event of Holdfast's own."""
 
     name: str

@@ -174,7 +174,7 @@ def _explain(text: str, error: msgspec.ValidationError) -> HoldfastError:
 
 
 def explain_validation(error: msgspec.ValidationError) -> tuple[str, str | None]:
-    """msgspec's message in our words, and the path of the field, dotted (`cursor.seq`)."""
+    """Msgspec's message in our words, and the path of the field, dotted (`cursor.seq`)."""
     text = str(error)
     message, _, path = text.partition(" - at `")
     field = path.rstrip("`").removeprefix("$").removeprefix(".") or None

@@ -53,12 +53,8 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.WAITING: frozenset({TaskState.PENDING, TaskState.PAUSED, TaskState.FAILURE, TaskState.CANCELED}),
     TaskState.PENDING: frozenset({TaskState.CLAIMED, TaskState.PAUSED, TaskState.CANCELED}),
     TaskState.PAUSED: frozenset({TaskState.WAITING, TaskState.PENDING, TaskState.CANCELED}),
-    TaskState.CLAIMED: frozenset(
-        {TaskState.RUNNING, TaskState.PENDING, TaskState.FAILURE, TaskState.CANCELED}
-    ),
-    TaskState.RUNNING: frozenset(
-        {TaskState.SUCCESS, TaskState.FAILURE, TaskState.CANCELED, TaskState.PENDING}
-    ),
+    TaskState.CLAIMED: frozenset({TaskState.RUNNING, TaskState.PENDING, TaskState.FAILURE, TaskState.CANCELED}),
+    TaskState.RUNNING: frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.CANCELED, TaskState.PENDING}),
     TaskState.SUCCESS: frozenset(),
     TaskState.FAILURE: frozenset(),
     TaskState.CANCELED: frozenset(),

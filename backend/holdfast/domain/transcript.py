@@ -140,9 +140,7 @@ class Transcript(msgspec.Struct):
 
     def open_actions(self) -> list[str]:
         """The ids of actions without a result."""
-        return [
-            action.id for message in self.messages for action in message.actions if action.status == "pending"
-        ]
+        return [action.id for message in self.messages for action in message.actions if action.status == "pending"]
 
     def snapshot(self) -> dict[str, Any]:
         """The state as it stands in a `snapshot` frame, without session, epoch, seq and reason."""
@@ -169,9 +167,7 @@ class Transcript(msgspec.Struct):
         if isinstance(event, ev.TextMessageStart):
             if message is None:
                 metadata = metadata or fresh_metadata(streaming=True)
-                self.messages.append(
-                    Message(event.message_id, self.session, event.role, "", metadata, ts, run, [])
-                )
+                self.messages.append(Message(event.message_id, self.session, event.role, "", metadata, ts, run, []))
         elif message and metadata is not None:
             message.metadata = metadata
 

@@ -1,6 +1,7 @@
 """The cancellation enforcer: the backstop that finds what no message has told this node.
 
-Every second it reads what this node holds. A run whose cancel is requested gets its token set; a run
+Every second it reads what this node holds. A run whose cancel is requested gets its token set, and so
+does one that this process still carries out although the node does not hold it any more; a run
 that the node holds but does not carry out (its end could not be written while the database was gone)
 is ended as interrupted. It also learns whether other nodes live, which decides how often to poll.
 """
@@ -55,6 +56,7 @@ class Enforcer:
 
     async def enforce(self) -> None:
         """Look once."""
+        live = self._registry.running()
         async with self._database.read() as conn:
             tx = Tx(conn, self._database.dialect, await self._database.now(conn))
             held = await nodes.held(tx, self._lease.node.id)
@@ -62,6 +64,10 @@ class Enforcer:
         for run, session, _attempt, cancelled in held:
             if cancelled:
                 self._registry.cancel_run(session, run)
+        mine = {run for run, _session, _attempt, _cancelled in held}
+        for entry in live:
+            if entry.run not in mine:  # Somebody else has ended it; a silent agent would not notice.
+                entry.token.set("lease lost")
         await self._end_lost(held)
 
     async def _end_lost(self, held: Held) -> None:

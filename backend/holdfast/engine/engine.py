@@ -126,9 +126,7 @@ class Engine:
             self.registry.cancel(session, "interrupted by a new message")
         return sent, dup, at
 
-    async def continue_run(
-        self, user: User, run: str, *, key: str | None = None
-    ) -> tuple[Sent, bool]:
+    async def continue_run(self, user: User, run: str, *, key: str | None = None) -> tuple[Sent, bool]:
         """Start a run that goes on from what `run` said.
 
         Raises:
@@ -161,7 +159,7 @@ class Engine:
         self.worker.wake()
         return effect, concerned, at
 
-    async def change_queue(  # noqa: PLR0913
+    async def change_queue(
         self,
         user: User,
         session: str,

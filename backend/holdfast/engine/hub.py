@@ -11,8 +11,10 @@ from holdfast.domain import frames
 from holdfast.domain.events import Recorded
 from holdfast.store.journal import Journal
 
-WINDOW_EVENTS = 2048
-WINDOW_BYTES = 512 * 1024
+WINDOW_EVENTS = 512
+WINDOW_BYTES = 96 * 1024
+"""The most that is held for one session; what a slower follower needs is read from the journal."""
+
 FRAME_BYTES = 48 * 1024
 FRAME_EVENTS = 512
 
@@ -84,16 +86,20 @@ class Channel:
         return bounded(self.items[start : start + FRAME_EVENTS])
 
     def _trim(self) -> None:
-        if len(self.items) <= WINDOW_EVENTS and self.bytes <= WINDOW_BYTES:
-            return
-        drop = 0
-        while drop < len(self.items) - 1 and (
-            len(self.items) - drop > WINDOW_EVENTS // 2 or self.bytes > WINDOW_BYTES // 2
-        ):
-            self.bytes -= len(self.items[drop])
-            drop += 1
-        del self.items[:drop]
-        self.first += drop
+        """Drop what every follower that keeps up has seen, and what is beyond the bounds."""
+        ahead = [one.seq for one in self.subscribers if one.live and one.seq + 1 >= self.first]
+        drop = min(ahead, default=self.head) + 1 - self.first
+        beyond = len(self.items) - WINDOW_EVENTS
+        over = self.bytes - WINDOW_BYTES
+        place = 0
+        while place < len(self.items) and (place < drop or place < beyond or over > 0):
+            size = len(self.items[place])
+            self.bytes -= size
+            over -= size
+            place += 1
+        if place:
+            del self.items[:place]
+            self.first += place
 
 
 def bounded(items: list[str]) -> list[str]:

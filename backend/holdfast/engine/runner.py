@@ -24,7 +24,7 @@ log = logging.getLogger("holdfast.run")
 class Runner:
     """Runs claims of this node. `cancel_grace_s` is how long an agent may take to stop by itself."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         database: Database,
         journal: Journal,
@@ -54,8 +54,9 @@ class Runner:
 
     async def run(self, claim: Claim, node: str) -> None:
         """Carry out a claim to its end; never raises but for cancellation of the task itself."""
-        writer = self._journal.open(claim.session, claim.run, claim.attempt)
+        writer = self._journal.open(claim.session, claim.run, claim.attempt, claim.head)
         token = CancelToken()
+        writer.on_failure = lambda: token.set("what it says cannot be committed")
         self._registry.register(claim.session, claim.message, token, run=claim.run)
         try:
             speech, turn = await self._prepare(claim, writer, token)

@@ -14,6 +14,7 @@ CHUNK_CHARS = 16 * 1024
 """The longest delta of one event; what an agent says at once may be longer."""
 
 FIRST_CHECKPOINT = 64 * 1024
+_JOINED = 512
 _CHUNK = "TEXT_MESSAGE_CONTENT"
 
 
@@ -26,6 +27,7 @@ class Speech:
         self._clock = clock
         self._prefix = ev.chunk_prefix(claim.message)
         self._tail: list[str] = []
+        self._recent: list[str] = []
         self._tail_chars = 0
         self._folded_chars = 0
         self._reasoning = [reasoning] if reasoning else []
@@ -53,9 +55,9 @@ class Speech:
 
     def take_tail(self) -> str:
         """The text since the last fold; it counts as folded afterwards."""
-        tail = "".join(self._tail)
+        tail = "".join((*self._tail, *self._recent))
         self._folded_chars += self._tail_chars
-        self._tail, self._tail_chars = [], 0
+        self._tail, self._recent, self._tail_chars = [], [], 0
         return tail
 
     def closing(self) -> tuple[ev.Event, ...]:
@@ -97,8 +99,11 @@ class Speech:
         else:
             for start in range(0, len(delta), CHUNK_CHARS):
                 put(_CHUNK, ev.encode_chunk(prefix, delta[start : start + CHUNK_CHARS]))
-        self._tail.append(delta)
         self._tail_chars += len(delta)
+        self._recent.append(delta)
+        if len(self._recent) >= _JOINED:  # A word by itself costs ten times its letters.
+            self._tail.append("".join(self._recent))
+            self._recent = []
 
     def _say_reasoning(self, delta: str) -> None:
         if self._span is None:

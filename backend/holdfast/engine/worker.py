@@ -13,13 +13,14 @@ from holdfast.store.runs import Claim
 
 log = logging.getLogger("holdfast.worker")
 
-_BATCH = 64
+_BATCH = 16
+"""Runs claimed in one transaction: short enough that running ones do not wait for it."""
 
 
 class Worker:
     """One claim loop. `poll_s` is the backstop for what nobody has told this process of."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         database: Database,
         runner: Runner,

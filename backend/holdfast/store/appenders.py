@@ -165,11 +165,11 @@ class PostgresAppender:
             await held.invalidate()
             await held.close()
 
-    async def _connect(self) -> "asyncpg.Connection[Any]":
+    async def _connect(self) -> asyncpg.Connection:
         if self._held is None:
             self._held = await self._database.writer.connect()
         raw = await self._held.get_raw_connection()
-        connection: "asyncpg.Connection[Any] | None" = raw.driver_connection
+        connection: asyncpg.Connection | None = raw.driver_connection
         if connection is None or connection.is_closed():
             raise OSError("the connection is closed")
         return connection

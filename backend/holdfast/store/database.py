@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -134,7 +134,7 @@ class Tx:
         ]
 
     @contextlib.asynccontextmanager
-    async def _savepoint(self) -> AsyncIterator[None]:
+    async def _savepoint(self) -> AsyncGenerator[None]:
         if self.dialect == "sqlite":  # BEGIN IMMEDIATE: nobody can be faster.
             yield
             return
@@ -151,9 +151,7 @@ class Database:
     `write_lock` is the turn of this process's writers on SQLite; on PostgreSQL nobody waits for it.
     """
 
-    def __init__(
-        self, url: str, *, clock: Clock | None = None, synchronous: str = "full", pool_size: int = 16
-    ) -> None:
+    def __init__(self, url: str, *, clock: Clock | None = None, synchronous: str = "full", pool_size: int = 16) -> None:
         self.url = normalize_url(url)
         self.dialect = self.url.get_backend_name()
         self.synchronous = synchronous
@@ -190,7 +188,7 @@ class Database:
         await self._reader.dispose()
 
     @contextlib.asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncGenerator[AsyncConnection]:
         """A connection for reading, in one transaction that sees one moment.
 
         Raises:
@@ -218,7 +216,7 @@ class Database:
         return await asyncio.shield(task)
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncGenerator[None]:
         """The turn to write: exclusive in this process on SQLite, free on PostgreSQL."""
         if self.dialect == "sqlite":
             async with self.write_lock:
@@ -259,9 +257,7 @@ class Database:
 
     def _engine(self, *, immediate: bool, size: int) -> AsyncEngine:
         if self.dialect == "sqlite":
-            engine = create_async_engine(
-                self.url, pool_size=size, max_overflow=0, connect_args={"timeout": _BUSY_S}
-            )
+            engine = create_async_engine(self.url, pool_size=size, max_overflow=0, connect_args={"timeout": _BUSY_S})
             _set_up_sqlite(engine, self.synchronous, immediate=immediate)
             return engine
         settings = {

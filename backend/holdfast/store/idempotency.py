@@ -43,9 +43,7 @@ async def recall(tx: Tx, user: str, session: str, op: str, key: str | None, want
     return found[1]
 
 
-async def remember(
-    tx: Tx, user: str, session: str, op: str, key: str | None, wanted: str, result: Any
-) -> None:
+async def remember(tx: Tx, user: str, session: str, op: str, key: str | None, wanted: str, result: Any) -> None:
     """Keep the result, in the transaction of its effect."""
     if key is not None:
         await tx.conn.execute(

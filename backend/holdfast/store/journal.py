@@ -47,17 +47,31 @@ class RunWriter:
     `Unavailable` when the database was gone for longer than the journal's patience.
     """
 
-    __slots__ = ("_journal", "attempt", "bytes", "committed", "failure", "pending", "run", "session", "taken")
+    __slots__ = (
+        "_journal",
+        "attempt",
+        "bytes",
+        "committed",
+        "failure",
+        "head",
+        "on_failure",
+        "pending",
+        "run",
+        "session",
+        "taken",
+    )
 
-    def __init__(self, journal: "Journal", session: str, run: str, attempt: int) -> None:
+    def __init__(self, journal: "Journal", session: str, run: str, attempt: int, head: int) -> None:
         self._journal = journal
         self.session = session
         self.run = run
         self.attempt = attempt
+        self.head = head
         self.pending: list[tuple[str, str]] = []
         self.taken: list[tuple[str, str]] = []
         self.bytes = 0
         self.failure: BaseException | None = None
+        self.on_failure: Callable[[], object] = lambda: None
         self.committed = asyncio.Event()
         self.committed.set()
 
@@ -98,14 +112,11 @@ class RunWriter:
         self.taken.clear()
         self.bytes = 0
         self.committed.set()
+        self.on_failure()
 
 
 class Journal:
-    """Group commit for one process, and the reading of journals.
-
-    `heads` are the last places of the sessions that this process writes to; a stale one costs a
-    retry, never an error.
-    """
+    """Group commit for one process, and the reading of journals."""
 
     def __init__(self, database: Database, clock: Clock, *, patience_s: float = 20.0) -> None:
         self._database = database
@@ -115,8 +126,6 @@ class Journal:
         self._dirty: dict[RunWriter, None] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._heads: dict[str, int] = {}
-        self._writers: dict[str, int] = {}
         self.on_commit: OnCommit = lambda _session, _records: None
         self.commits = 0
         self.events = 0
@@ -141,20 +150,17 @@ class Journal:
             self._task = None
         await self._appender.close()
 
-    def open(self, session: str, run: str, attempt: int) -> RunWriter:
-        """A writer for a run that this process has claimed."""
-        self._writers[session] = self._writers.get(session, 0) + 1
-        return RunWriter(self, session, run, attempt)
+    def open(self, session: str, run: str, attempt: int, head: int) -> RunWriter:
+        """A writer for a run that this process has claimed, whose claim stands at `head`.
+
+        The writer moves its head only behind what it has seen and found to leave the run its own: the
+        transactions of this very process do not move it either.
+        """
+        return RunWriter(self, session, run, attempt, head)
 
     def close(self, writer: RunWriter) -> None:
-        """Forget a run's writer; its head is kept as long as its session has one."""
+        """Forget a run's writer."""
         self._dirty.pop(writer, None)
-        left = self._writers.get(writer.session, 1) - 1
-        if left:
-            self._writers[writer.session] = left
-        else:
-            self._writers.pop(writer.session, None)
-            self._heads.pop(writer.session, None)
 
     def wake(self, writer: RunWriter) -> None:
         """Tell the loop that a writer has something."""
@@ -190,12 +196,7 @@ class Journal:
 
     def _transaction_committed(self, appended: dict[str, list[Recorded]]) -> None:
         for session, records in appended.items():
-            self._committed(session, records)
-
-    def _committed(self, session: str, records: list[Recorded]) -> None:
-        if session in self._writers:
-            self._heads[session] = max(self._heads.get(session, 0), records[-1].seq)
-        self.on_commit(session, records)
+            self.on_commit(session, records)
 
     async def _loop(self) -> None:
         while True:
@@ -253,13 +254,10 @@ class Journal:
     async def _write(self, batch: list[RunWriter]) -> None:
         rows: list[Row] = []
         for writer in batch:
-            head = self._heads.get(writer.session)
-            if head is None:
-                head = self._heads[writer.session] = await self.head(writer.session)
             session, run, attempt = writer.session, writer.run, writer.attempt
             rows += [
                 (session, seq, run, attempt, kind, data)
-                for seq, (kind, data) in enumerate(writer.taken, start=head + 1)
+                for seq, (kind, data) in enumerate(writer.taken, start=writer.head + 1)
             ]
         now = self._clock.now()
         await self._appender.write(rows, now)
@@ -272,7 +270,8 @@ class Journal:
         for writer in batch:
             stop = start + len(writer.taken)
             writer.taken = []
-            self._committed(writer.session, [Recorded(row[1], row[2], ts, row[5]) for row in rows[start:stop]])
+            writer.head = rows[stop - 1][1]
+            self.on_commit(writer.session, [Recorded(row[1], row[2], ts, row[5]) for row in rows[start:stop]])
             writer.committed.set()
             start = stop
 
@@ -283,8 +282,7 @@ class Journal:
         and its attempt is over, it fails with `LeaseLost`; else its head moves behind them.
         """
         for writer in batch:
-            known = self._heads.get(writer.session, 0)
-            records = await self._all_after(writer.session, known)
+            records = await self._all_after(writer.session, writer.head)
             own = 0
             for record, attempt in records:
                 if own < len(writer.taken) and record.run == writer.run and attempt == writer.attempt:
@@ -295,7 +293,8 @@ class Journal:
                     break
             writer.taken = writer.taken[own:]
             if records:
-                self._committed(writer.session, [record for record, _ in records])
+                writer.head = records[-1][0].seq
+                self.on_commit(writer.session, [record for record, _ in records])
             if not writer.taken and len(records) == own:
                 writer.committed.set()
             elif not await self._owns(writer):

@@ -48,9 +48,7 @@ async def retire(tx: Tx, node_id: str) -> None:
 
 async def living(tx: Tx) -> int:
     """How many nodes hold a lease."""
-    rows = await tx.conn.execute(
-        select(nodes.c.id).where(nodes.c.dead_at.is_(None), nodes.c.lease_until >= tx.now)
-    )
+    rows = await tx.conn.execute(select(nodes.c.id).where(nodes.c.dead_at.is_(None), nodes.c.lease_until >= tx.now))
     return len(rows.all())
 
 
@@ -63,9 +61,7 @@ async def on_host(tx: Tx, host: str) -> list[NodeIdentity]:
 
 async def declare_dead(tx: Tx, node_id: str) -> None:
     """Nobody may beat for this node again."""
-    await tx.conn.execute(
-        update(nodes).where(nodes.c.id == node_id, nodes.c.dead_at.is_(None)).values(dead_at=tx.now)
-    )
+    await tx.conn.execute(update(nodes).where(nodes.c.id == node_id, nodes.c.dead_at.is_(None)).values(dead_at=tx.now))
 
 
 async def declare_expired_dead(tx: Tx) -> int:

@@ -36,9 +36,7 @@ async def read(conn: AsyncConnection, session: str) -> list[QueueItem]:
     ]
 
 
-async def move(
-    tx: Tx, user: User, session: str, task: str, version: int, position: int
-) -> list[QueueItem]:
+async def move(tx: Tx, user: User, session: str, task: str, version: int, position: int) -> list[QueueItem]:
     """Put an item at `position` (from 1); beyond the end is the end.
 
     Raises:
@@ -51,7 +49,7 @@ async def move(
     return await _rearrange(tx, session, line, {task})
 
 
-async def swap(  # noqa: PLR0913
+async def swap(
     tx: Tx, user: User, session: str, task: str, version: int, other: str, other_version: int
 ) -> list[QueueItem]:
     """Exchange the places of two items, priorities with them.
@@ -82,9 +80,7 @@ async def edit(tx: Tx, user: User, session: str, task: str, version: int, conten
     item = await _based_on(tx, session, line, task, version)
     if item["input_message_id"] is None:
         raise Conflict("A continuation has no text", current=await read(tx.conn, session))
-    await tx.conn.execute(
-        update(messages).where(messages.c.id == item["input_message_id"]).values(content=content)
-    )
+    await tx.conn.execute(update(messages).where(messages.c.id == item["input_message_id"]).values(content=content))
     return await _rearrange(tx, session, line, {task}, tell_items=True)
 
 
@@ -132,7 +128,7 @@ async def _based_on(tx: Tx, session: str, line: list[RowMapping], task: str, ver
     return found
 
 
-async def _rearrange(  # noqa: PLR0913
+async def _rearrange(
     tx: Tx,
     session: str,
     line: list[RowMapping],
@@ -150,9 +146,7 @@ async def _rearrange(  # noqa: PLR0913
     value: dict[str, Any] = {"order": [{"task": item.task, "version": item.version} for item in items]}
     if tell_items:
         names = ("task", "version", "content", "by", "created_at")
-        value["items"] = [
-            {name: getattr(item, name) for name in names} for item in items if item.task in changed
-        ]
+        value["items"] = [{name: getattr(item, name) for name in names} for item in items if item.task in changed]
     if removed:
         value["removed"] = removed
     await tx.append(session, [(None, 0, ev.Custom(name="queue.changed", value=value))])

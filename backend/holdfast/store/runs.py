@@ -17,7 +17,7 @@ from holdfast.domain.errors import Conflict, LeaseLost, Overloaded, RunActive, R
 from holdfast.domain.tasks import ACTIVE, TERMINAL, CancellationStatus, TaskState, UiStatus, run_status
 from holdfast.domain.transcript import fresh_metadata
 from holdfast.domain.users import User, access
-from holdfast.store import idempotency, sessions
+from holdfast.store import idempotency, queue, sessions
 from holdfast.store.database import Tx, Written
 from holdfast.store.tables import events, gates, messages, tasks
 from holdfast.store.tables import sessions as sessions_table
@@ -47,6 +47,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
     parent: str | None
     resumed: bool
+    head: int
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def body(row: RowMapping) -> dict[str, Any]:
     }
 
 
-async def send(  # noqa: PLR0913
+async def send(
     tx: Tx,
     user: User,
     session: str,
@@ -124,7 +125,7 @@ async def send(  # noqa: PLR0913
         for task in active:
             await request_cancel(tx, task, user.id, "interrupted by a new message")
         for task in [task for task in waiting if task["started_at"] is not None]:
-            await _cancel_waiting(tx, task, user.id, "interrupted by a new message")
+            await _cancel_waiting(tx, task, user.id, "interrupted by a new message", nested=False)
             waiting.remove(task)
     run, message, reply = ids
     first = if_busy == "interrupt"
@@ -136,9 +137,7 @@ async def send(  # noqa: PLR0913
     return sent, False
 
 
-async def continue_run(
-    tx: Tx, user: User, run: str, *, key: str | None, ids: tuple[str, str]
-) -> tuple[Sent, bool]:
+async def continue_run(tx: Tx, user: User, run: str, *, key: str | None, ids: tuple[str, str]) -> tuple[Sent, bool]:
     """A new run that goes on from what `run` said before it was cut short. (result, dup).
 
     Raises:
@@ -211,7 +210,7 @@ async def cancel(
     for task in active:
         await request_cancel(tx, task, user.id, reason)
     for task in waiting:
-        await _cancel_waiting(tx, task, user.id, reason)
+        await _cancel_waiting(tx, task, user.id, reason, nested=await _has_open_run(tx, session, task["id"]))
     await _mark_session_cancelled(tx, user, session, run, stopped=bool(waiting), active=bool(active))
     concerned = [task["id"] for task in (*active, *waiting)]
     return ("requested" if concerned else "nothing_to_cancel"), concerned
@@ -248,9 +247,7 @@ async def end(tx: Tx, run: str, attempt: int, end: End) -> str:
     task = (await tx.conn.execute(select(tasks).filter_by(id=run))).mappings().first()
     if task is None:
         raise LeaseLost(f"run {run} is gone")
-    await tx.conn.execute(
-        select(sessions_table.c.id).filter_by(id=task["session_id"]).with_for_update()
-    )
+    await tx.conn.execute(select(sessions_table.c.id).filter_by(id=task["session_id"]).with_for_update())
     task = (await tx.conn.execute(select(tasks).filter_by(id=run).with_for_update())).mappings().one()
     if task["attempt"] != attempt or task["state"] in TERMINAL or task["started_at"] is None:
         raise LeaseLost(f"run {run} attempt {attempt} is over")
@@ -263,6 +260,7 @@ async def end(tx: Tx, run: str, attempt: int, end: End) -> str:
     closing.append((run, attempt, _end_event(tx, task, end)))
     await _settle_session(tx, task, end.outcome)
     await tx.append(task["session_id"], closing)
+    await _tell_cancelled(tx, task["session_id"])
     return end.outcome
 
 
@@ -272,11 +270,17 @@ async def requeue(tx: Tx, run: str, attempt: int, node: str, reason: str) -> Non
     Raises:
         LeaseLost: the run is not active in this attempt.
     """
-    first = select(func.min(tasks.c.place)).scalar_subquery()
     task = (await tx.conn.execute(select(tasks).filter_by(id=run).with_for_update())).mappings().first()
     if task is None or (task["attempt"], task["node_id"]) != (attempt, node) or task["state"] in TERMINAL:
         raise LeaseLost(f"run {run} attempt {attempt} is over")
-    place = await tx.conn.scalar(select(first).where(tasks.c.session_id == task["session_id"]))
+    if task["cancellation_status"] is not None:
+        await end(tx, run, attempt, End(outcome="cancelled"))
+        return
+    place = await tx.conn.scalar(
+        select(func.min(tasks.c.place)).where(
+            tasks.c.session_id == task["session_id"], tasks.c.state == TaskState.PENDING
+        )
+    )
     await tx.conn.execute(
         update(tasks)
         .where(tasks.c.id == run)
@@ -286,7 +290,7 @@ async def requeue(tx: Tx, run: str, attempt: int, node: str, reason: str) -> Non
     await tx.append(task["session_id"], [(run, attempt, told)])
 
 
-async def checkpoint(  # noqa: PLR0913
+async def checkpoint(
     tx: Tx, run: str, attempt: int, message: str, tail: str, metadata: dict[str, Any], seq: int
 ) -> None:
     """Fold what was said through `seq` into the message's row, so that a read stays cheap.
@@ -294,9 +298,7 @@ async def checkpoint(  # noqa: PLR0913
     Raises:
         LeaseLost: the run is not active in this attempt.
     """
-    owned = select(tasks.c.id).where(
-        tasks.c.id == run, tasks.c.attempt == attempt, tasks.c.state.in_(ACTIVE)
-    )
+    owned = select(tasks.c.id).where(tasks.c.id == run, tasks.c.attempt == attempt, tasks.c.state.in_(ACTIVE))
     done = await tx.conn.execute(
         update(messages)
         .where(messages.c.id == message, messages.c.content_seq < seq, owned.exists())
@@ -327,7 +329,7 @@ def _place(waiting: list[RowMapping], *, first: bool) -> int:
     return min(fresh) - 1 if first else max(fresh) + 1
 
 
-async def _insert_message(  # noqa: PLR0913
+async def _insert_message(
     tx: Tx, session: str, run: str, message: str, role: str, content: str, seq: int | None = None
 ) -> None:
     streaming = role == "assistant"
@@ -405,8 +407,12 @@ async def _ensure_gate(tx: Tx, gate: str) -> None:
     await tx.conn.execute(dialect.insert(gates).values(id=gate).on_conflict_do_nothing())
 
 
-async def _cancel_waiting(tx: Tx, task: RowMapping, by: str, reason: str | None) -> None:
-    """End what waits. What the user wrote stays in the conversation; a run handed back is closed."""
+async def _cancel_waiting(tx: Tx, task: RowMapping, by: str, reason: str | None, *, nested: bool) -> None:
+    """End what waits. What the user wrote stays in the conversation; a run handed back is closed.
+
+    Runs never lie inside one another: while another one is open (`nested`), the journal only hears
+    that the queue is shorter, and the end of that run tells the rest.
+    """
     values = {"cancellation_status": CancellationStatus.REQUESTED, "cancel_requested_at": tx.now}
     values |= {"cancel_requested_by": by, "cancel_reason": reason}
     await tx.conn.execute(update(tasks).where(tasks.c.id == task["id"]).values(**values))
@@ -415,11 +421,50 @@ async def _cancel_waiting(tx: Tx, task: RowMapping, by: str, reason: str | None)
         await end(tx, task["id"], task["attempt"], End(outcome="cancelled", closing=closing))
         return
     task = (await tx.conn.execute(select(tasks).filter_by(id=task["id"]))).mappings().one()
-    cancelled = End(outcome="cancelled")
-    await _end_task(tx, task, cancelled)
+    await _end_task(tx, task, End(outcome="cancelled"))
+    if nested:
+        left = await queue.read(tx.conn, task["session_id"])
+        order = [{"task": item.task, "version": item.version} for item in left]
+        told = ev.Custom(name="queue.changed", value={"removed": [task["id"]], "order": order})
+        await tx.append(task["session_id"], [(None, 0, told)])
+    elif task["input_message_id"] is None:
+        await _tell_started_and_ended(tx, task)
+    else:
+        await _tell_cancelled(tx, task["session_id"])
+
+
+async def _has_open_run(tx: Tx, session: str, but: str) -> bool:
+    """Whether a run of the session has started and not ended, other than `but`."""
+    statement = select(tasks.c.id).where(
+        tasks.c.session_id == session,
+        tasks.c.id != but,
+        tasks.c.started_at.is_not(None),
+        tasks.c.state.not_in(TERMINAL),
+    )
+    return (await tx.conn.execute(statement)).first() is not None
+
+
+async def _tell_cancelled(tx: Tx, session: str) -> None:
+    """Give each message that was cancelled while it waited its place, and its run its start and end."""
+    statement = (
+        select(tasks)
+        .join(messages, messages.c.id == tasks.c.input_message_id)
+        .where(
+            tasks.c.session_id == session,
+            tasks.c.state == TaskState.CANCELED,
+            tasks.c.started_at.is_(None),
+            messages.c.seq.is_(None),
+        )
+        .order_by(tasks.c.place, tasks.c.id)
+    )
+    for task in (await tx.conn.execute(statement)).mappings().all():
+        await _tell_started_and_ended(tx, task)
+
+
+async def _tell_started_and_ended(tx: Tx, task: RowMapping) -> None:
     started = await _started_event(tx, task, None)
-    written: list[Written] = [(task["id"], 0, started), (task["id"], 0, _end_event(tx, task, cancelled))]
-    records = await tx.append(task["session_id"], written)
+    ended = _end_event(tx, task, End(outcome="cancelled"))
+    records = await tx.append(task["session_id"], [(task["id"], 0, started), (task["id"], 0, ended)])
     await _place_message(tx, task, records[0].seq)
 
 
@@ -496,7 +541,7 @@ async def _start(tx: Tx, task: RowMapping, node: str, agent: str) -> Claim:
     await tx.conn.execute(update(tasks).where(tasks.c.id == run).values(**values))
     if resumed:
         told = ev.Custom(name="run.resumed", value={"attempt": attempt})
-        await tx.append(session, [(run, attempt, told)])
+        records = await tx.append(session, [(run, attempt, told)])
     else:
         started = await _started_event(tx, task, agent)
         opened = ev.TextMessageStart(
@@ -514,6 +559,7 @@ async def _start(tx: Tx, task: RowMapping, node: str, agent: str) -> Claim:
         prompt=await _prompt(tx, task),
         parent=task["parent_task_id"],
         resumed=resumed,
+        head=records[-1].seq,
     )
 
 
@@ -604,9 +650,7 @@ async def open_spans(conn: AsyncConnection, task: RowMapping) -> tuple[ev.Event,
         .where(
             events.c.session_id == task["session_id"],
             events.c.task_id == task["id"],
-            events.c.type.in_(
-                ["REASONING_START", "REASONING_MESSAGE_START", "REASONING_MESSAGE_END", "REASONING_END"]
-            ),
+            events.c.type.in_(["REASONING_START", "REASONING_MESSAGE_START", "REASONING_MESSAGE_END", "REASONING_END"]),
         )
         .order_by(events.c.seq.desc())
         .limit(1)

@@ -46,8 +46,7 @@ async def check(database: Database) -> None:
     if _known(state):
         raise SchemaError(f"the schema is at {state}, older than this version; run `holdfast migrate`")
     raise SchemaError(
-        f"the schema is at {state}, which this version does not know; it was made by a newer Holdfast:"
-        " install that one"
+        f"the schema is at {state}, which this version does not know; it was made by a newer Holdfast: install that one"
     )
 
 

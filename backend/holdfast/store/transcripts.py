@@ -85,9 +85,7 @@ def _told(session: str) -> Select[Any]:
 
 async def _newest(conn: AsyncConnection, session: str) -> tuple[list[Message], bool]:
     """The newest messages, oldest first, as many as a snapshot may carry."""
-    total = func.sum(func.length(messages.c.content)).over(
-        order_by=[messages.c.seq.desc(), messages.c.id.desc()]
-    )
+    total = func.sum(func.length(messages.c.content)).over(order_by=[messages.c.seq.desc(), messages.c.id.desc()])
     sized = _told(session).add_columns(total.label("total")).subquery()
     statement = select(sized).order_by(sized.c.seq, sized.c.id)
     rows = (await conn.execute(statement)).mappings().all()

@@ -1,5 +1,7 @@
 /** The HTTP API, as far as the page needs it. */
 
+import type { Message } from "./frames";
+
 export interface Session {
   id: string;
   title: string;
@@ -48,6 +50,11 @@ export const api = {
   },
   session: (id: string) => call<Session>("GET", `/api/sessions/${id}`),
   create: () => call<Session>("POST", "/api/sessions", {}),
+  logout: () => call<void>("POST", "/api/logout"),
+  messages: (session: string, cursor: string | null) =>
+    call<Page<Message>>("GET", `/api/sessions/${session}/messages?limit=100${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`),
+  send: (session: string, body: { content: string; key: string; ifBusy: string }) =>
+    call<{ run: string; message: string }>("POST", `/api/sessions/${session}/messages`, body),
   rename: (session: Session, title: string) =>
     call<Session>("PATCH", `/api/sessions/${session.id}`, { title }, { "If-Match": `"${session.version}"` }),
   remove: (id: string) => call<void>("DELETE", `/api/sessions/${id}`),

@@ -18,6 +18,14 @@ export interface Metadata {
   reasoning?: string;
 }
 
+/** How a cancelled run was stopped: `metadata.cancel` of its RUN_FINISHED. */
+export interface Cancel {
+  by?: string;
+  reason?: string;
+  took_ms: number;
+  processes?: { pid: number; how: string }[];
+}
+
 export interface Action {
   id: string;
   type: string;
@@ -78,8 +86,13 @@ export interface Recorded {
   event: AgUiEvent;
 }
 
+export interface Limits {
+  frameBytes: number;
+  contentBytes: number;
+}
+
 export type ServerFrame =
-  | { type: "welcome"; re: string; heartbeatMs: number }
+  | { type: "welcome"; re: string; heartbeatMs: number; limits?: Limits }
   | { type: "ack"; re: string; dup: boolean; result: Record<string, unknown>; at: Cursor | null }
   | ({ type: "snapshot"; session: string; epoch: string; seq: number; reason: string; earlier?: boolean } & State)
   | { type: "events"; session: string; epoch: string; events: Recorded[] }

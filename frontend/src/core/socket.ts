@@ -1,6 +1,6 @@
 /** One WebSocket that comes back: hello, heartbeats, full-jitter back-off, commands that outlive a drop. */
 
-import type { Command, ServerFrame } from "./frames";
+import type { Command, Limits, ServerFrame } from "./frames";
 
 export type Connection = "connecting" | "online" | "offline" | "restarting" | "auth_failed" | "refused";
 
@@ -48,7 +48,8 @@ export class HoldfastSocket {
   private wait: number | null = null;
   private restarting = false;
   private stopped = false;
-  private readonly answers = new Map<string, (frame: ServerFrame) => void>();
+  limits: Limits = { frameBytes: 256 * 1024, contentBytes: 1024 * 1024 };
+  private readonly answers = new Map<string, (frame: ServerFrame | null) => void>();
 
   constructor(
     private readonly around: Surroundings,
@@ -116,6 +117,7 @@ export class HoldfastSocket {
     this.heardAt = this.around.now();
     if (frame.type === "welcome") {
       this.heartbeatMs = frame.heartbeatMs;
+      if (frame.limits) this.limits = frame.limits;
       this.greeted = true;
       this.tries = 0;
       this.restarting = false;
@@ -139,7 +141,7 @@ export class HoldfastSocket {
     this.wire = null;
     this.greeted = false;
     this.clear();
-    for (const answer of this.answers.values()) answer(nothing);
+    for (const answer of this.answers.values()) answer(null);
     this.answers.clear();
     if (this.stopped) return;
     const final = FINAL.get(code);
@@ -160,7 +162,7 @@ export class HoldfastSocket {
   private watch(): void {
     this.heardAt = this.around.now();
     const beat = () => {
-      if (this.around.now() - this.heardAt > this.heartbeatMs * 2) return this.drop();
+      if (this.around.now() - this.heardAt >= this.heartbeatMs * 2) return this.drop();
       if (this.greeted) this.wire?.send(JSON.stringify({ type: "ping", id: `p${this.nextId++}` }));
       this.heartbeat = this.around.later(beat, this.heartbeatMs);
     };
@@ -173,5 +175,3 @@ export class HoldfastSocket {
     this.heartbeat = null;
   }
 }
-
-const nothing = null as unknown as ServerFrame;

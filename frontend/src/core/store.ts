@@ -1,17 +1,10 @@
 /** What the page knows: the connection, the open session's transcript, and what is not answered yet. */
 
 import { createStore } from "zustand/vanilla";
-import type { QueueItem, ServerFrame } from "./frames";
+import type { Cursor, Message, QueueItem, Recorded, ServerFrame } from "./frames";
+import { type Memory, Outbox, type Pending } from "./outbox";
 import { type Connection, HoldfastSocket, type Surroundings } from "./socket";
 import { Transcript } from "./transcript";
-
-/** A message that the server has not acknowledged; it is sent again, with its key, until it has. */
-export interface Pending {
-  key: string;
-  session: string;
-  content: string;
-  ifBusy: "queue" | "interrupt";
-}
 
 export interface ChatState {
   connection: Connection;
@@ -20,17 +13,35 @@ export interface ChatState {
   transcript: Transcript | null;
   /** Changes with every change of the transcript. */
   revision: number;
+  /** The transcript lacks its beginning, which is had over HTTP. */
+  earlier: boolean;
   caughtUp: boolean;
+  /** The server has no such session for this user. */
+  missing: boolean;
+  /** The run whose stop was asked for and not confirmed yet, or "" for all that waits. */
+  stopping: string | null;
+  /** The run of this session that ended last while the page looked on. */
+  finished: string | null;
   pending: Pending[];
   problem: string | null;
 }
 
-export interface Memory {
-  read(key: string): string | null;
-  write(key: string, value: string | null): void;
+/** What goes over HTTP: messages too long for a frame, and history too long for a snapshot. */
+export interface Http {
+  send(message: Pending): Promise<ServerFrame | null>;
+  messagesBefore(session: string, id: string): Promise<Message[]>;
 }
 
-const PENDING = "holdfast.pending";
+export type Listener = (what: "changed" | "ended", session: string) => void;
+
+interface Known {
+  epoch: string;
+  earlier: boolean;
+  transcript: Transcript;
+}
+
+/** Room for a frame's other fields. */
+const FRAME_MARGIN = 1_024;
 
 export class Chat {
   readonly store = createStore<ChatState>(() => ({
@@ -39,35 +50,46 @@ export class Chat {
     session: null,
     transcript: null,
     revision: 0,
+    earlier: false,
     caughtUp: false,
+    missing: false,
+    stopping: null,
+    finished: null,
     pending: [],
     problem: null,
   }));
   readonly socket: HoldfastSocket;
-  private readonly known = new Map<string, { epoch: string; transcript: Transcript }>();
-  private readonly asked = new Set<string>();
+  readonly outbox: Outbox;
+  private readonly known = new Map<string, Known>();
   private frames: ServerFrame[] = [];
   private scheduled = false;
-  private runEnded: (session: string) => void = () => undefined;
+  private listener: Listener = () => undefined;
 
   constructor(
     private readonly around: Surroundings,
-    private readonly memory: Memory,
+    memory: Memory,
+    private readonly http: Http,
     private readonly nextFrame: (work: () => void) => void,
   ) {
-    this.store.setState({ pending: JSON.parse(memory.read(PENDING) ?? "[]") as Pending[] });
     this.socket = new HoldfastSocket(around, {
-      connection: (connection, retryAt) => {
-        if (connection !== "online") this.asked.clear();
-        this.store.setState({ connection, retryAt });
-      },
+      connection: (connection, retryAt) => this.store.setState({ connection, retryAt }),
       frame: (frame) => this.take(frame),
       online: () => this.resume(),
     });
+    this.outbox = new Outbox(memory, {
+      isOnline: () => this.socket.isOnline,
+      carry: (message) => this.carry(message),
+      later: (work, ms) => void around.later(work, ms),
+      changed: (pending) => {
+        this.store.setState({ pending });
+        this.settle();
+      },
+    });
+    this.store.setState({ pending: this.outbox.pending });
   }
 
-  onRunEnded(listener: (session: string) => void): void {
-    this.runEnded = listener;
+  onChange(listener: Listener): void {
+    this.listener = listener;
   }
 
   /** Follow a session, or none. */
@@ -76,36 +98,64 @@ export class Chat {
     if (before === session) return;
     if (before) void this.socket.ask({ type: "unsubscribe", session: before });
     const known = session ? this.known.get(session) : undefined;
-    this.store.setState({ session, transcript: known?.transcript ?? null, caughtUp: false, problem: null });
+    this.store.setState({
+      session,
+      transcript: known?.transcript ?? null,
+      earlier: known?.earlier ?? false,
+      caughtUp: false,
+      missing: false,
+      stopping: null,
+      finished: null,
+      problem: null,
+    });
     if (session) this.subscribe(session);
   }
 
   /** Say something. It is kept until the server has it, through drops and reloads. */
-  send(session: string, content: string, key: string, ifBusy: "queue" | "interrupt" = "queue"): void {
-    this.setPending([...this.store.getState().pending, { key, session, content, ifBusy }]);
-    void this.deliver();
+  send(session: string, content: string, key: string): void {
+    this.outbox.add({ key, session, content, ifBusy: "queue" }, Date.now());
   }
 
-  async cancel(): Promise<void> {
-    const { session, transcript } = this.store.getState();
-    if (!session) return;
-    const run = transcript?.activeRun?.run;
-    this.told(await this.socket.ask({ type: "cancel", session, ...(run ? { run } : {}) }));
+  /** Stop what goes on; without a connection, as soon as there is one. */
+  cancel(): void {
+    const { session, transcript, stopping } = this.store.getState();
+    const run = transcript?.activeRun?.run ?? "";
+    if (!session || stopping === run) return;
+    this.store.setState({ stopping: run });
+    void this.askToStop(session, run);
   }
 
-  async changeQueue(op: "move" | "edit" | "remove", item: QueueItem, more: { position?: number; content?: string } = {}) {
+  async changeQueue(op: "move" | "edit" | "remove", item: QueueItem, more: { position?: number; content?: string } = {}): Promise<boolean> {
     const { session } = this.store.getState();
-    if (!session) return;
-    this.told(await this.socket.ask({ type: "queue", session, op, task: item.task, version: item.version, ...more }));
-  }
-
-  /** Take a waiting message out of the queue and say it now, instead of what goes on. */
-  async sendNow(item: QueueItem, key: string): Promise<void> {
-    const { session } = this.store.getState();
-    if (!session) return;
-    const answer = await this.socket.ask({ type: "queue", session, op: "remove", task: item.task, version: item.version });
+    if (!session) return false;
+    const answer = await this.socket.ask({ type: "queue", session, op, task: item.task, version: item.version, ...more });
     this.told(answer);
-    if (answer?.type === "ack") this.send(session, item.content, key, "interrupt");
+    return answer?.type === "ack";
+  }
+
+  /** Put a waiting message first and stop what goes on. The message never leaves the server's queue. */
+  async sendNow(item: QueueItem): Promise<void> {
+    const isFirst = item.position === 1 || (await this.changeQueue("move", item, { position: 1 }));
+    if (isFirst && this.store.getState().transcript?.activeRun) this.cancel();
+  }
+
+  async loadEarlier(): Promise<void> {
+    const { session, transcript } = this.store.getState();
+    const first = transcript?.messages[0];
+    const known = session ? this.known.get(session) : undefined;
+    if (!session || !first || !known) return;
+    try {
+      known.transcript.prepend(await this.http.messagesBefore(session, first.id));
+      known.earlier = false;
+      this.publish();
+    } catch {
+      this.store.setState({ problem: "The earlier messages could not be loaded." });
+    }
+  }
+
+  forget(session: string): void {
+    this.known.delete(session);
+    for (const item of this.outbox.pending) if (item.session === session) this.outbox.discard(item.key);
   }
 
   dismiss(): void {
@@ -113,43 +163,42 @@ export class Chat {
   }
 
   private told(answer: ServerFrame | null): void {
-    if (answer?.type === "error") {
-      const words = answer.code === "conflict" ? "Somebody was faster: the queue has changed." : answer.message;
-      this.store.setState({ problem: words });
-    }
+    if (answer === null) this.store.setState({ problem: "The connection was lost; it is not sure that this was done." });
+    if (answer?.type !== "error") return;
+    const words = answer.code === "conflict" ? "Somebody was faster: the queue has changed." : answer.message;
+    this.store.setState({ problem: words });
+  }
+
+  private async carry(message: Pending): Promise<ServerFrame | null> {
+    const { key, session, content, ifBusy } = message;
+    const bytes = new TextEncoder().encode(JSON.stringify(content)).length;
+    if (bytes + FRAME_MARGIN > this.socket.limits.frameBytes) return this.http.send(message);
+    return this.socket.ask({ type: "send", session, content, key, ifBusy });
+  }
+
+  private async askToStop(session: string, run: string): Promise<void> {
+    const answer = await this.socket.ask({ type: "cancel", session, ...(run ? { run } : {}) });
+    if (answer === null) return;
+    if (answer.type === "error") this.told(answer);
+    const isRequested = answer.type === "ack" && answer.result.effect === "requested";
+    if (!isRequested || run === "") this.store.setState({ stopping: null });
   }
 
   private resume(): void {
-    const { session } = this.store.getState();
+    const { session, stopping } = this.store.getState();
     if (session) this.subscribe(session);
-    void this.deliver();
+    if (session && stopping !== null) void this.askToStop(session, stopping);
+    void this.outbox.deliver();
   }
 
   private subscribe(session: string): void {
     const known = this.known.get(session);
     const cursor = known ? { epoch: known.epoch, seq: known.transcript.seq } : null;
-    void this.socket.ask({ type: "subscribe", session, cursor }).then((answer) => this.told(answer));
-  }
-
-  private async deliver(): Promise<void> {
-    for (const one of this.store.getState().pending) {
-      if (this.asked.has(one.key) || !this.socket.isOnline) continue;
-      this.asked.add(one.key);
-      const answer = await this.socket.ask({ type: "send", ...one });
-      this.asked.delete(one.key);
-      if (answer === null) return;
-      if (answer.type === "error" && answer.retryable) {
-        this.around.later(() => void this.deliver(), answer.retryAfterMs ?? 1_000);
-        return;
-      }
-      this.told(answer);
-      this.setPending(this.store.getState().pending.filter((other) => other.key !== one.key));
-    }
-  }
-
-  private setPending(pending: Pending[]): void {
-    this.memory.write(PENDING, pending.length > 0 ? JSON.stringify(pending) : null);
-    this.store.setState({ pending });
+    void this.socket.ask({ type: "subscribe", session, cursor }).then((answer) => {
+      if (answer?.type !== "error" || this.store.getState().session !== session) return;
+      if (answer.retryable) this.around.later(() => this.store.getState().session === session && this.subscribe(session), answer.retryAfterMs ?? 1_000);
+      else this.store.setState({ missing: true, transcript: null });
+    });
   }
 
   /** Frames of one animation frame are applied together. */
@@ -162,30 +211,65 @@ export class Chat {
       this.scheduled = false;
       const frames = this.frames;
       this.frames = [];
-      this.apply(frames);
+      for (const one of frames) this.apply(one);
+      this.publish();
+      this.settle();
     });
   }
 
-  private apply(frames: ServerFrame[]): void {
-    const ended = new Set<string>();
-    let caughtUp = this.store.getState().caughtUp;
-    const current = this.store.getState().session;
-    for (const frame of frames) {
-      if (frame.type === "snapshot") {
-        const transcript = Transcript.from(frame.session, frame.seq, frame);
-        this.known.set(frame.session, { epoch: frame.epoch, transcript });
-      } else if (frame.type === "events") {
-        const known = this.known.get(frame.session) ?? { epoch: frame.epoch, transcript: new Transcript(frame.session) };
-        this.known.set(frame.session, known);
-        const before = known.transcript.activeRun;
-        known.transcript.applyAll(frame.events.filter((record) => record.seq > known.transcript.seq));
-        if (before && !known.transcript.activeRun) ended.add(frame.session);
-      } else if (frame.type === "caught_up" && frame.session === current) {
-        caughtUp = true;
-      }
+  private apply(frame: ServerFrame): void {
+    if (frame.type === "snapshot") {
+      const transcript = Transcript.from(frame.session, frame.seq, frame);
+      this.known.set(frame.session, { epoch: frame.epoch, earlier: frame.earlier ?? false, transcript });
+    } else if (frame.type === "events") {
+      this.applyEvents(frame.session, frame.epoch, frame.events);
+    } else if (frame.type === "caught_up" && frame.session === this.store.getState().session) {
+      this.store.setState({ caughtUp: true });
     }
-    const transcript = current ? (this.known.get(current)?.transcript ?? null) : null;
-    this.store.setState((state) => ({ transcript, caughtUp, revision: state.revision + 1 }));
-    for (const session of ended) this.runEnded(session);
+  }
+
+  private applyEvents(session: string, epoch: string, records: Recorded[]): void {
+    const known = this.known.get(session) ?? { epoch, earlier: false, transcript: new Transcript(session) };
+    const fresh = records.filter((record) => record.seq > known.transcript.seq);
+    const first = fresh[0];
+    if (!first) return;
+    const isGap = first.seq !== known.transcript.seq + 1 || known.epoch !== epoch;
+    if (isGap) {
+      if (session === this.store.getState().session) this.subscribe(session);
+      return;
+    }
+    this.known.set(session, known);
+    known.transcript.applyAll(fresh);
+    for (const { event, run } of fresh) this.noteRun(event.type, session, run);
+  }
+
+  private noteRun(type: string, session: string, run: string | null): void {
+    if (type === "RUN_STARTED" || type === "CUSTOM") this.listener("changed", session);
+    if (type !== "RUN_FINISHED" && type !== "RUN_ERROR") return;
+    if (session === this.store.getState().session) this.store.setState({ finished: run });
+    this.listener("ended", session);
+  }
+
+  private publish(): void {
+    this.store.setState(({ session, stopping, revision }) => {
+      const known = session ? this.known.get(session) : undefined;
+      const run = known?.transcript.activeRun ?? null;
+      const isStopSeen = stopping !== null && stopping !== "" && (run?.run !== stopping || run.cancelRequested);
+      return {
+        transcript: known?.transcript ?? null,
+        earlier: known?.earlier ?? false,
+        stopping: isStopSeen ? null : stopping,
+        revision: revision + 1,
+      };
+    });
+  }
+
+  private settle(): void {
+    this.outbox.settle((session: string, place: Cursor) => {
+      const known = this.known.get(session);
+      if (session !== this.store.getState().session) return true;
+      if (!known) return false;
+      return known.epoch !== place.epoch || known.transcript.seq >= place.seq;
+    });
   }
 }

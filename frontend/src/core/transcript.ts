@@ -1,6 +1,6 @@
 /** The fold: the twin of `domain/transcript.py`, held to it by the golden files in tests/golden. */
 
-import type { Action, ActiveRun, AgUiEvent, Message, Metadata, QueueItem, Recorded, State } from "./frames";
+import type { Action, ActiveRun, AgUiEvent, Cancel, Message, Metadata, QueueItem, Recorded, State } from "./frames";
 
 const FLAGS: Metadata = { streaming: false, cancelled: false, has_error: false, interrupted: false };
 
@@ -16,8 +16,8 @@ export class Transcript {
   activeRun: ActiveRun | null = null;
   queue: QueueItem[] = [];
   interrupts: unknown[] = [];
-  /** How long each run took to stop, in ms, for those that were seen to be cancelled. */
-  stopped = new Map<string, number>();
+  /** How the runs ended that were seen to be cancelled. */
+  stopped = new Map<string, Cancel>();
   seq = 0;
   private readonly arguments = new Map<string, string>();
 
@@ -89,6 +89,12 @@ export class Transcript {
     }
   }
 
+  /** Put messages before the ones that are known, as when a snapshot held only the newest. */
+  prepend(earlier: Message[]): void {
+    const known = new Set(this.messages.map((message) => message.id));
+    this.messages = [...earlier.filter((message) => !known.has(message.id)), ...this.messages];
+  }
+
   state(): State {
     return {
       messages: this.messages,
@@ -149,8 +155,8 @@ export class Transcript {
   }
 
   private endRun(event: AgUiEvent, run: string | null): void {
-    const cancel = (event.metadata as { cancel?: { took_ms: number } } | undefined)?.cancel;
-    if (cancel && run) this.stopped.set(run, cancel.took_ms);
+    const cancel = (event.metadata as { cancel?: Cancel } | undefined)?.cancel;
+    if (cancel && run) this.stopped.set(run, cancel);
     this.activeRun = null;
   }
 

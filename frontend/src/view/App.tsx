@@ -1,9 +1,9 @@
 import { useEffect, useState } from "react";
 import { api } from "../core/api";
-import { chat, newKey } from "./browser";
 import { Banner } from "./Banner";
+import { chat, newKey } from "./browser";
 import { ChatPage } from "./chat/ChatPage";
-import { useMe, useRoute, useSessions, useTheme } from "./hooks";
+import { usePageTitle, useMe, useRoute, useSessions, useTheme, useUnread, type User } from "./hooks";
 import { Keys } from "./Keys";
 import { Login } from "./Login";
 import { Sidebar } from "./Sidebar";
@@ -11,18 +11,19 @@ import { Sidebar } from "./Sidebar";
 export function App() {
   const [me, again] = useMe();
   if (me === "login") return <Login onDone={again} />;
-  if (me === null) return <main className="splash" aria-busy="true" />;
-  return <Workspace />;
+  if (me === null) return <main className="splash" aria-busy="true" aria-label="Loading" />;
+  return <Workspace me={me} />;
 }
 
-function Workspace() {
+function Workspace({ me }: { me: User }) {
   const [session, go] = useRoute();
   const [q, setQ] = useState("");
-  const { sessions, refresh, more } = useSessions(q);
-  const [theme, turn] = useTheme();
+  const { sessions, loading, refresh, more } = useSessions(q);
+  const unread = useUnread(sessions, session);
+  const [isDark, turn] = useTheme();
   const [keys, setKeys] = useState(false);
   const [open, setOpen] = useState(false);
-  const [draftKey, setDraftKey] = useState(0);
+  const title = sessions.find((one) => one.id === session)?.title ?? "";
 
   useEffect(() => {
     chat.socket.start();
@@ -32,62 +33,76 @@ function Workspace() {
     chat.open(session);
     setOpen(false);
   }, [session]);
-  useEffect(() => {
-    const title = sessions.find((one) => one.id === session)?.title;
-    document.title = title ? `${title} · Holdfast` : "Holdfast";
-    chat.onRunEnded(() => {
-      refresh();
-      if (document.hidden) document.title = "● finished · Holdfast";
-    });
-    const seen = () => !document.hidden && (document.title = title ? `${title} · Holdfast` : "Holdfast");
-    document.addEventListener("visibilitychange", seen);
-    return () => document.removeEventListener("visibilitychange", seen);
-  }, [sessions, session, refresh]);
-
-  useEffect(() => {
-    const onKey = (event: KeyboardEvent) => {
-      const writing = event.target instanceof HTMLTextAreaElement || event.target instanceof HTMLInputElement;
-      if (event.key === "?" && !writing) setKeys(true);
-      if (event.altKey && event.key === "n") go(null);
-    };
-    window.addEventListener("keydown", onKey);
-    return () => window.removeEventListener("keydown", onKey);
-  }, [go]);
+  usePageTitle(title, refresh);
+  useGlobalKeys({ onKeys: () => setKeys(true), onNew: () => go(null), onLeave: () => setOpen(false) });
 
   /** Say something; a first message makes its session. */
   const say = async (content: string) => {
-    let target = session;
-    if (!target) {
-      target = (await api.create()).id;
-      go(target);
-    }
+    const target = session ?? (await api.create()).id;
+    chat.open(target);
     chat.send(target, content, newKey());
-    setDraftKey((key) => key + 1);
-    setTimeout(refresh, 200);
+    go(target);
+    refresh();
   };
 
   return (
     <div className={open ? "app open" : "app"}>
       <Sidebar
         sessions={sessions}
+        loading={loading}
+        unread={unread}
         current={session}
         q={q}
         onSearch={setQ}
-        onOpen={go}
+        onOpen={(to) => {
+          go(to);
+          setOpen(false);
+        }}
         onChange={refresh}
         onMore={more}
-        theme={theme}
+        isDark={isDark}
         onTheme={turn}
         onKeys={() => setKeys(true)}
+        me={me}
       />
+      {open && <div className="backdrop" onClick={() => setOpen(false)} />}
       <main className="main">
-        <button type="button" className="menu" aria-label="Conversations" aria-expanded={open} onClick={() => setOpen(!open)}>
-          ☰
-        </button>
+        <header className="top">
+          <button type="button" className="menu" aria-label="Conversations" aria-expanded={open} onClick={() => setOpen(!open)}>
+            ☰
+          </button>
+          <h1 className="page-title">{session ? title || "Conversation" : "New chat"}</h1>
+        </header>
         <Banner />
-        <ChatPage key={session ?? "new"} session={session} onSay={say} generation={draftKey} />
+        <ChatPage key={session ?? "new"} session={session} onSay={say} />
       </main>
       {keys && <Keys onClose={() => setKeys(false)} />}
     </div>
   );
+}
+
+interface KeyHandlers {
+  onKeys: () => void;
+  onNew: () => void;
+  onLeave: () => void;
+}
+
+function useGlobalKeys({ onKeys, onNew, onLeave }: KeyHandlers): void {
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      const isWriting = event.target instanceof HTMLTextAreaElement || event.target instanceof HTMLInputElement;
+      if (event.key === "?" && !isWriting) onKeys();
+      if (event.key === "Escape") onLeave();
+      if (event.altKey && event.code === "KeyN") {
+        event.preventDefault();
+        onNew();
+      }
+      if (event.key === "/" && !isWriting) {
+        event.preventDefault();
+        document.querySelector<HTMLInputElement>("input[type=search]")?.focus();
+      }
+    };
+    window.addEventListener("keydown", onKey);
+    return () => window.removeEventListener("keydown", onKey);
+  });
 }

@@ -1,21 +1,19 @@
-import { useEffect, useRef } from "react";
+import { Dialog } from "./Dialog";
 
 const KEYS = [
   ["Enter", "send"],
   ["Shift Enter", "new line"],
   ["Esc", "stop the run"],
   ["Alt N", "new chat"],
-  ["Alt ↑ / Alt ↓", "move a waiting message, when it has the focus"],
+  ["/", "search conversations"],
+  ["Alt ↑, Alt ↓", "move a waiting message that has the focus"],
   ["?", "this list"],
 ];
 
 export function Keys({ onClose }: { onClose: () => void }) {
-  const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => dialog.current?.showModal(), []);
   return (
-    <dialog ref={dialog} className="keys" onClose={onClose} aria-labelledby="keys-title">
-      <h2 id="keys-title">Keys</h2>
-      <dl>
+    <Dialog title="Keys" onClose={onClose}>
+      <dl className="keys">
         {KEYS.map(([key, what]) => (
           <div key={key}>
             <dt>
@@ -25,9 +23,11 @@ export function Keys({ onClose }: { onClose: () => void }) {
           </div>
         ))}
       </dl>
-      <button type="button" onClick={() => dialog.current?.close()}>
-        Close
-      </button>
-    </dialog>
+      <div className="choices">
+        <button type="button" onClick={onClose}>
+          Close
+        </button>
+      </div>
+    </Dialog>
   );
 }

@@ -1,34 +1,37 @@
 import { useState } from "react";
-import { api, Problem, type Session } from "../core/api";
-import type { Theme } from "./hooks";
+import { api, type Session } from "../core/api";
+import { inWords } from "./browser";
+import type { User } from "./hooks";
+import { SessionRow } from "./SessionRow";
 
 interface Props {
   sessions: Session[];
+  loading: boolean;
+  unread: ReadonlySet<string>;
   current: string | null;
   q: string;
   onSearch: (q: string) => void;
   onOpen: (session: string | null) => void;
   onChange: () => void;
   onMore: (() => void) | null;
-  theme: Theme;
+  isDark: boolean;
   onTheme: () => void;
   onKeys: () => void;
+  me: User;
 }
 
 export function Sidebar(props: Props) {
+  const { sessions, q } = props;
   const [problem, setProblem] = useState("");
   const attempt = (work: Promise<unknown>) => {
     setProblem("");
-    work.then(props.onChange, (error: unknown) => {
-      setProblem(error instanceof Problem ? error.message : "The server cannot be reached.");
-      props.onChange();
-    });
+    work.catch((error: unknown) => setProblem(inWords(error))).finally(props.onChange);
   };
   return (
     <nav className="sidebar" aria-label="Conversations">
       <header>
         <strong className="brand">Holdfast</strong>
-        <button type="button" onClick={() => props.onOpen(null)} className="primary">
+        <button type="button" onClick={() => props.onOpen(null)} className="primary" title="Alt N">
           New chat
         </button>
       </header>
@@ -36,94 +39,55 @@ export function Sidebar(props: Props) {
         type="search"
         aria-label="Search conversations"
         placeholder="Search"
-        value={props.q}
+        value={q}
+        maxLength={200}
         onChange={(event) => props.onSearch(event.target.value)}
+        onKeyDown={(event) => event.key === "Escape" && event.stopPropagation()}
       />
-      {problem && <p role="alert">{problem}</p>}
+      {problem && <p role="alert" className="problem">{problem}</p>}
       <ul className="sessions">
-        {props.sessions.map((session) => (
-          <Row key={session.id} session={session} current={session.id === props.current} onOpen={props.onOpen} attempt={attempt} />
+        {sessions.map((session) => (
+          <SessionRow
+            key={session.id}
+            session={session}
+            isCurrent={session.id === props.current}
+            isUnread={props.unread.has(session.id)}
+            onOpen={props.onOpen}
+            attempt={attempt}
+          />
         ))}
+        {props.onMore && (
+          <li>
+            <button type="button" className="quiet more" onClick={props.onMore}>
+              Show more
+            </button>
+          </li>
+        )}
       </ul>
-      {props.sessions.length === 0 && <p className="hint">{props.q ? "Nothing found." : "No conversations yet."}</p>}
-      {props.onMore && (
-        <button type="button" className="quiet" onClick={props.onMore}>
-          Show more
-        </button>
-      )}
-      <footer>
-        <button type="button" className="quiet" onClick={props.onTheme}>
-          {props.theme === "dark" ? "Light" : "Dark"}
-        </button>
-        <button type="button" className="quiet" onClick={props.onKeys} aria-label="Keys">
-          ?
-        </button>
-      </footer>
+      {sessions.length === 0 && !props.loading && <p className="hint">{q ? "Nothing found." : "No conversations yet."}</p>}
+      <SidebarFooter {...props} attempt={attempt} />
     </nav>
   );
 }
 
-const STATUS: Record<Session["ui_status"], string> = {
-  Idle: "",
-  InProgress: "running",
-  NeedsReview: "needs review",
-  Archived: "archived",
-};
-
-interface RowProps {
-  session: Session;
-  current: boolean;
-  onOpen: (session: string | null) => void;
-  attempt: (work: Promise<unknown>) => void;
-}
-
-function Row({ session, current, onOpen, attempt }: RowProps) {
-  const [renaming, setRenaming] = useState(false);
-  const title = session.title || "New chat";
-  const status = STATUS[session.ui_status];
-  const remove = () => {
-    if (!confirm(`Delete “${title}”?`)) return;
-    attempt(api.remove(session.id).then(() => current && onOpen(null)));
-  };
-  if (renaming) {
-    const done = (text: string) => {
-      setRenaming(false);
-      if (text.trim() && text !== session.title) attempt(api.rename(session, text.trim()));
-    };
-    return (
-      <li>
-        <input
-          aria-label="Title"
-          defaultValue={session.title}
-          maxLength={500}
-          ref={(input) => input?.focus()}
-          onBlur={(event) => done(event.target.value)}
-          onKeyDown={(event) => {
-            if (event.key === "Enter") done(event.currentTarget.value);
-            if (event.key === "Escape") setRenaming(false);
-          }}
-        />
-      </li>
-    );
-  }
+function SidebarFooter({ isDark, onTheme, onKeys, me, attempt }: Props & { attempt: (work: Promise<unknown>) => void }) {
+  const theme = isDark ? "light" : "dark";
   return (
-    <li className={current ? "current" : ""} data-testid="session" data-status={session.ui_status}>
-      <button type="button" className="title" aria-current={current ? "page" : undefined} onClick={() => onOpen(session.id)}>
-        {status && <span className={`dot ${session.ui_status}`} title={status} />}
-        <span>{title}</span>
-        {status && <span className="visually-hidden">, {status}</span>}
-      </button>
-      <span className="tools">
-        <button type="button" aria-label={`Rename ${title}`} onClick={() => setRenaming(true)}>
-          ✎
-        </button>
-        <a aria-label={`Export ${title}`} href={`/api/sessions/${session.id}/export?format=markdown`} download>
-          ↓
-        </a>
-        <button type="button" aria-label={`Delete ${title}`} onClick={remove}>
-          ×
-        </button>
+    <footer>
+      <span className="who" title={me.role}>
+        {me.name}
       </span>
-    </li>
+      {me.name !== "local" && (
+        <button type="button" className="quiet" onClick={() => attempt(api.logout().then(() => location.reload()))}>
+          Sign out
+        </button>
+      )}
+      <button type="button" className="quiet" onClick={onTheme} aria-label={`Switch to ${theme} theme`} title={`Switch to ${theme} theme`}>
+        {isDark ? "☀" : "☾"}
+      </button>
+      <button type="button" className="quiet" onClick={onKeys} aria-label="List of keys" title="List of keys">
+        ?
+      </button>
+    </footer>
   );
 }

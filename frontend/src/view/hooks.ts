@@ -1,39 +1,91 @@
-import { useCallback, useEffect, useState } from "react";
+import { keepPreviousData, useInfiniteQuery, useQueryClient } from "@tanstack/react-query";
+import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { useStore } from "zustand";
 import { api, Problem, type Session } from "../core/api";
 import type { ChatState } from "../core/store";
-import { chat } from "./browser";
+import { chat, remember } from "./browser";
 
 export function useChat<T>(pick: (state: ChatState) => T): T {
   return useStore(chat.store, pick);
 }
 
 const POLL_MS = 3_000;
+const SEARCH_PAUSE_MS = 150;
+const REFRESH_PAUSE_MS = 150;
 
-/** The sidebar's sessions, kept fresh while the page is visible. */
-export function useSessions(q: string): { sessions: Session[]; refresh: () => void; more: (() => void) | null } {
-  const [sessions, setSessions] = useState<Session[]>([]);
-  const [next, setNext] = useState<string | null>(null);
-  const [pages, setPages] = useState(1);
-  const load = useCallback(async () => {
-    let found: Session[] = [];
-    let cursor: string | undefined;
-    for (let page = 0; page < pages; page += 1) {
-      const answer = await api.sessions(q, cursor);
-      found = [...found, ...answer.items];
-      cursor = answer.next ?? undefined;
-      if (!cursor) break;
-    }
-    setSessions(found);
-    setNext(cursor ?? null);
-  }, [q, pages]);
-  const refresh = useCallback(() => void load().catch(() => undefined), [load]);
+export interface Sessions {
+  sessions: Session[];
+  loading: boolean;
+  refresh: () => void;
+  more: (() => void) | null;
+}
+
+/** The sidebar's sessions, kept fresh while the page is visible and when a run starts or ends. */
+export function useSessions(q: string): Sessions {
+  const search = useSettled(q, SEARCH_PAUSE_MS);
+  const client = useQueryClient();
+  const { data, isPending, hasNextPage, fetchNextPage } = useInfiniteQuery({
+    queryKey: ["sessions", search],
+    queryFn: ({ pageParam }) => api.sessions(search, pageParam),
+    initialPageParam: undefined as string | undefined,
+    getNextPageParam: (page) => page.next ?? undefined,
+    refetchInterval: POLL_MS,
+    placeholderData: keepPreviousData,
+  });
+  const timer = useRef(0);
+  const refresh = useCallback(() => {
+    window.clearTimeout(timer.current);
+    timer.current = window.setTimeout(() => void client.invalidateQueries({ queryKey: ["sessions"] }), REFRESH_PAUSE_MS);
+  }, [client]);
+  const sessions = useMemo(() => unique(data?.pages.flatMap((page) => page.items) ?? []), [data]);
+  return { sessions, loading: isPending, refresh, more: hasNextPage ? () => void fetchNextPage() : null };
+}
+
+/** A session that moves to the front while pages are read is on two of them. */
+function unique(sessions: Session[]): Session[] {
+  return [...new Map(sessions.map((session) => [session.id, session])).values()];
+}
+
+function useSettled<T>(value: T, ms: number): T {
+  const [settled, setSettled] = useState(value);
   useEffect(() => {
-    refresh();
-    const timer = setInterval(() => !document.hidden && refresh(), POLL_MS);
-    return () => clearInterval(timer);
-  }, [refresh]);
-  return { sessions, refresh, more: next ? () => setPages((count) => count + 1) : null };
+    const timer = setTimeout(() => setSettled(value), ms);
+    return () => clearTimeout(timer);
+  }, [value, ms]);
+  return settled;
+}
+
+/** Sessions whose run ended while nobody looked at them. */
+export function useUnread(sessions: Session[], current: string | null): ReadonlySet<string> {
+  const [unread, setUnread] = useState<ReadonlySet<string>>(new Set());
+  const before = useRef(new Map<string, string>());
+  useEffect(() => {
+    const ended = sessions.filter((one) => before.current.get(one.id) === "InProgress" && one.ui_status !== "InProgress");
+    before.current = new Map(sessions.map((one) => [one.id, one.ui_status]));
+    setUnread((known) => {
+      const next = new Set([...known, ...ended.map((one) => one.id)]);
+      if (current) next.delete(current);
+      return next.size === known.size ? known : next;
+    });
+  }, [sessions, current]);
+  return unread;
+}
+
+/** The session's title in the tab, and a sign when a run ended while the tab was hidden. */
+export function usePageTitle(title: string, onChange: () => void): void {
+  const [unseen, setUnseen] = useState(false);
+  useEffect(() => {
+    chat.onChange((what) => {
+      onChange();
+      if (what === "ended" && document.hidden) setUnseen(true);
+    });
+    const seen = () => !document.hidden && setUnseen(false);
+    document.addEventListener("visibilitychange", seen);
+    return () => document.removeEventListener("visibilitychange", seen);
+  }, [onChange]);
+  useEffect(() => {
+    document.title = `${unseen ? "● Finished · " : ""}${title ? `${title} · ` : ""}Holdfast`;
+  }, [title, unseen]);
 }
 
 /** The session that the address names, and how to go to another. */
@@ -45,7 +97,7 @@ export function useRoute(): [string | null, (session: string | null) => void] {
     return () => window.removeEventListener("popstate", back);
   }, []);
   const go = useCallback((to: string | null) => {
-    history.pushState(null, "", to ? `/s/${to}` : "/");
+    if (to !== fromAddress()) history.pushState(null, "", to ? `/s/${to}` : "/");
     setSession(to);
   }, []);
   return [session, go];
@@ -55,30 +107,35 @@ function fromAddress(): string | null {
   return /^\/s\/([0-9a-f-]{36})$/.exec(location.pathname)?.[1] ?? null;
 }
 
-/** A text that survives a reload. */
+/** A text that survives a reload. The component that uses it lives as long as its session is shown. */
 export function useDraft(session: string | null): [string, (text: string) => void] {
   const key = `holdfast.draft.${session ?? "new"}`;
-  const [draft, setDraft] = useState("");
-  useEffect(() => setDraft(localStorage.getItem(key) ?? ""), [key]);
+  const [draft, setDraft] = useState(() => localStorage.getItem(key) ?? "");
   const keep = useCallback(
     (text: string) => {
       setDraft(text);
-      if (text) localStorage.setItem(key, text);
-      else localStorage.removeItem(key);
+      remember(key, text || null);
     },
     [key],
   );
   return [draft, keep];
 }
 
-export type Me = { id: string; name: string; role: string } | "login" | null;
+export interface User {
+  id: string;
+  name: string;
+  role: string;
+}
 
-export function useMe(): [Me, () => void] {
-  const [me, setMe] = useState<Me>(null);
+const AGAIN_MS = 1_000;
+
+/** Who is signed in; "login" when nobody is; null while that is not known. */
+export function useMe(): [User | "login" | null, () => void] {
+  const [me, setMe] = useState<User | "login" | null>(null);
   const load = useCallback(() => {
     api.me().then(setMe, (error) => {
       if (error instanceof Problem && (error.status === 401 || error.status === 403)) setMe("login");
-      else setTimeout(load, 1_000);
+      else setTimeout(load, AGAIN_MS);
     });
   }, []);
   useEffect(load, [load]);
@@ -87,12 +144,29 @@ export function useMe(): [Me, () => void] {
 
 export type Theme = "system" | "light" | "dark";
 
-export function useTheme(): [Theme, () => void] {
-  const [theme, setTheme] = useState<Theme>(() => (localStorage.getItem("holdfast.theme") as Theme | null) ?? "system");
+const THEME = "holdfast.theme";
+
+export function applyTheme(): Theme {
+  const kept = localStorage.getItem(THEME);
+  const theme = kept === "light" || kept === "dark" ? kept : "system";
+  document.documentElement.dataset.theme = theme;
+  return theme;
+}
+
+/** Whether the page is dark, and how to turn it. */
+export function useTheme(): [boolean, () => void] {
+  const [theme, setTheme] = useState<Theme>(applyTheme);
+  const [systemDark, setSystemDark] = useState(() => matchMedia("(prefers-color-scheme: dark)").matches);
   useEffect(() => {
-    document.documentElement.dataset.theme = theme;
-    localStorage.setItem("holdfast.theme", theme);
-  }, [theme]);
-  const dark = theme === "dark" || (theme === "system" && matchMedia("(prefers-color-scheme: dark)").matches);
-  return [theme, () => setTheme(dark ? "light" : "dark")];
+    const media = matchMedia("(prefers-color-scheme: dark)");
+    const changed = () => setSystemDark(media.matches);
+    media.addEventListener("change", changed);
+    return () => media.removeEventListener("change", changed);
+  }, []);
+  const isDark = theme === "dark" || (theme === "system" && systemDark);
+  const turn = () => {
+    remember(THEME, isDark ? "light" : "dark");
+    setTheme(applyTheme());
+  };
+  return [isDark, turn];
 }

@@ -1,7 +1,6 @@
 """Alembic's entry: runs on the connection that `store/schema.py` hands over, or prints the SQL."""
 
 from alembic import context
-
 from holdfast.store.tables import metadata
 
 connection = context.config.attributes.get("connection")

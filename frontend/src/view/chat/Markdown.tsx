@@ -1,29 +1,46 @@
 import { memo, useEffect, useMemo, useState } from "react";
-import { type Block, MarkdownStream } from "../../core/markdown";
-import { CopyButton } from "./MessageView";
+import { type Block, MarkdownStream, pieces } from "../../core/markdown";
+import { CopyButton } from "./CopyButton";
 import { sanitized } from "./sanitize";
 
 /** Markdown that streams; only blocks that changed are rendered again. */
 export function Markdown({ text, streaming }: { text: string; streaming: boolean }) {
   const stream = useMemo(() => new MarkdownStream(), []);
   const blocks = stream.update(text, streaming);
+  const groups: Block[][] = [];
+  for (let start = 0; start < blocks.length; start += GROUP) groups.push(blocks.slice(start, start + GROUP));
   return (
     <div className="markdown" data-testid="markdown">
-      {blocks.map((block) => (
-        <BlockView key={block.key} block={block} />
+      {groups.map((group, place) => (
+        <Group key={place} blocks={group} />
       ))}
     </div>
   );
 }
 
+/** So many blocks are compared at once, so that a long text costs little to look through. */
+const GROUP = 40;
+
+const Group = memo(
+  function Group({ blocks }: { blocks: Block[] }) {
+    return blocks.map((block) => <BlockView key={block.key} block={block} />);
+  },
+  (before, after) => before.blocks.length === after.blocks.length && before.blocks.every((block, place) => block === after.blocks[place]),
+);
+
 const BlockView = memo(
   function BlockView({ block }: { block: Block }) {
     if (block.kind === "plain") return <div className="plain">{block.text}</div>;
     if (block.kind === "code") return <Code block={block} />;
-    return <div dangerouslySetInnerHTML={{ __html: sanitized(block.html) }} />;
+    return <Html html={block.html} />;
   },
   (before, after) => same(before.block, after.block),
 );
+
+function Html({ html }: { html: string }) {
+  const clean = useMemo(() => sanitized(html), [html]);
+  return <div className="block" dangerouslySetInnerHTML={{ __html: clean }} />;
+}
 
 function same(a: Block, b: Block): boolean {
   if (a === b) return true;
@@ -32,28 +49,51 @@ function same(a: Block, b: Block): boolean {
   return a.kind === "plain" && b.kind === "plain" && a.text === b.text;
 }
 
-const LONGEST_HIGHLIGHTED = 30_000;
-
 function Code({ block }: { block: Extract<Block, { kind: "code" }> }) {
-  const [html, setHtml] = useState<string | null>(null);
   const { open, language, code } = block;
-  useEffect(() => {
-    if (open || !language || code.length > LONGEST_HIGHLIGHTED) return setHtml(null);
-    let gone = false;
-    void import("./highlight").then(({ highlight }) => !gone && setHtml(highlight(code, language)));
-    return () => {
-      gone = true;
-    };
-  }, [open, language, code]);
+  const html = useHighlighted(code, language, open);
   return (
-    <div className="code" data-testid="code">
+    <div className="code" data-testid="code" data-open={open} data-highlighted={html !== null}>
       <header>
         <span>{language || "text"}</span>
         <CopyButton text={code} label="Copy code" />
       </header>
-      <pre tabIndex={0}>
-        {html === null ? <code>{code}</code> : <code dangerouslySetInnerHTML={{ __html: sanitized(html) }} />}
+      <pre tabIndex={0} aria-label={language ? `Code, ${language}` : "Code"}>
+        {html === null ? <PlainCode code={code} /> : <code dangerouslySetInnerHTML={{ __html: html }} />}
       </pre>
     </div>
   );
 }
+
+const LONGEST_HIGHLIGHTED = 20_000;
+
+/** Highlighted code once the fence is closed. The highlighter escapes all that it does not write itself. */
+function useHighlighted(code: string, language: string, open: boolean): string | null {
+  const [html, setHtml] = useState<string | null>(null);
+  useEffect(() => {
+    setHtml(null);
+    if (open || !language || code.length > LONGEST_HIGHLIGHTED) return;
+    const abort = new AbortController();
+    void import("./highlight").then(({ highlight }) => highlight(code, language, abort.signal, setHtml));
+    return () => abort.abort();
+  }, [open, language, code]);
+  return html;
+}
+
+const CODE_PIECE = 4_000;
+
+/** Code in blocks of some lines, so that what is added has only the last block laid out again. */
+function PlainCode({ code }: { code: string }) {
+  if (code.length <= CODE_PIECE) return <code>{code}</code>;
+  return (
+    <code>
+      {pieces(code, CODE_PIECE, "\n").map((piece, place) => (
+        <Piece key={place} text={piece} />
+      ))}
+    </code>
+  );
+}
+
+const Piece = memo(function Piece({ text }: { text: string }) {
+  return <span className="piece">{text}</span>;
+});

@@ -1,88 +1,148 @@
 import { memo, useState } from "react";
-import type { Message } from "../../core/frames";
+import type { Cancel, Message } from "../../core/frames";
+import { pieces } from "../../core/markdown";
+import { CopyButton } from "./CopyButton";
 import { Markdown } from "./Markdown";
 
 interface Props {
   message: Message;
-  tookMs: number | undefined;
-  onContinue: ((run: string) => void) | undefined;
+  isLast: boolean;
+  /** How the message's run was stopped, when that was seen. */
+  cancel: Cancel | undefined;
+  /** The message's run ended before there was an answer. */
+  isUnanswered: boolean;
+  onContinue: ((run: string) => Promise<void>) | undefined;
 }
 
-export const MessageView = memo(function MessageView({ message, tookMs, onContinue }: Props) {
-  if (message.role === "user") {
-    return (
-      <article className="message user" data-testid="message" data-role="user" aria-label="You">
-        <div className="said">{message.content}</div>
-      </article>
-    );
-  }
+export const MessageView = memo(function MessageView(props: Props) {
+  const { message } = props;
+  if (message.role === "user") return <Said message={message} isUnanswered={props.isUnanswered} />;
   const { metadata } = message;
-  const cut = metadata.cancelled || metadata.has_error || metadata.interrupted;
+  const isCut = metadata.cancelled || metadata.has_error || metadata.interrupted;
   return (
-    <article className="message assistant" data-testid="message" data-role="assistant" data-streaming={metadata.streaming} aria-label="Assistant" aria-busy={metadata.streaming}>
-      {metadata.reasoning && <Reasoning text={metadata.reasoning} open={metadata.streaming && message.content === ""} />}
+    <article
+      className="message assistant"
+      data-testid="message"
+      data-role="assistant"
+      data-id={message.id}
+      data-streaming={metadata.streaming}
+      aria-label="Assistant"
+      aria-busy={metadata.streaming}
+    >
+      {metadata.reasoning && <Reasoning text={metadata.reasoning} isOpen={metadata.streaming && message.content === ""} />}
       <Markdown text={message.content} streaming={metadata.streaming} />
-      {metadata.streaming && message.content === "" && !metadata.reasoning && <span className="waiting" aria-hidden="true" />}
-      {cut && <Cut message={message} tookMs={tookMs} onContinue={onContinue} />}
+      {metadata.streaming && message.content === "" && <span className="waiting" aria-hidden="true" />}
+      {isCut && <Cut {...props} />}
       {!metadata.streaming && <Footer message={message} />}
     </article>
   );
 });
 
-function Reasoning({ text, open }: { text: string; open: boolean }) {
-  const [chosen, setChosen] = useState<boolean | null>(null);
+function Said({ message, isUnanswered }: { message: Message; isUnanswered: boolean }) {
   return (
-    <details className="reasoning" open={chosen ?? open} data-testid="reasoning">
-      <summary onClick={(event) => { event.preventDefault(); setChosen(!(chosen ?? open)); }}>Reasoning</summary>
-      <p>{text}</p>
+    <article className="message user" data-testid="message" data-role="user" data-id={message.id} aria-label="You">
+      <UserText text={message.content} />
+      {isUnanswered && <p className="unanswered" data-testid="unanswered">Stopped before it was answered</p>}
+      <footer>
+        <CopyButton text={message.content} label="Copy" />
+        <Clock at={message.created_at} />
+      </footer>
+    </article>
+  );
+}
+
+const LONGEST_SAID = 6_000;
+const SAID_PIECE = 4_000;
+
+/** What a person wrote, as it was written; a very long text is folded. */
+export function UserText({ text }: { text: string }) {
+  const [isWhole, setWhole] = useState(false);
+  const isLong = text.length > LONGEST_SAID;
+  const shown = isLong && !isWhole ? text.slice(0, LONGEST_SAID) : text;
+  return (
+    <div className="said">
+      {shown.length <= SAID_PIECE ? shown : pieces(shown, SAID_PIECE, "\n").map((piece, place) => <div key={place} className="plain">{piece}</div>)}
+      {isLong && (
+        <button type="button" className="quiet" onClick={() => setWhole(!isWhole)}>
+          {isWhole ? "Show less" : `Show all ${text.length.toLocaleString("en")} characters`}
+        </button>
+      )}
+    </div>
+  );
+}
+
+function Reasoning({ text, isOpen }: { text: string; isOpen: boolean }) {
+  const [chosen, setChosen] = useState<boolean | null>(null);
+  const isShown = chosen ?? isOpen;
+  return (
+    <details className="reasoning" open={isShown} data-testid="reasoning">
+      <summary
+        onClick={(event) => {
+          event.preventDefault();
+          setChosen(!isShown);
+        }}
+      >
+        {isOpen ? "Thinking…" : "Reasoning"}
+      </summary>
+      {isShown && pieces(text, SAID_PIECE, " ").map((piece, place) => <div key={place} className="plain">{piece}</div>)}
     </details>
   );
 }
 
-function Cut({ message, tookMs, onContinue }: Props) {
+function Cut({ message, isLast, cancel, onContinue }: Props) {
+  const [isAsked, setAsked] = useState(false);
   const { metadata, run } = message;
-  let words = "The server stopped while it answered. What it had said is kept.";
-  if (metadata.cancelled) words = tookMs === undefined ? "Stopped." : `Stopped in ${tookMs} ms.`;
-  if (metadata.has_error) words = `The answer failed (${metadata.error?.code ?? "error"}, ${metadata.error?.id ?? ""}). What came is kept.`;
+  const goOn = async () => {
+    setAsked(true);
+    if (run) await onContinue?.(run);
+    setAsked(false);
+  };
   return (
-    <p className="cut" role={metadata.has_error ? "alert" : undefined} data-testid="cut">
-      {words}{" "}
+    <div className={metadata.has_error ? "cut bad" : "cut"} role={metadata.has_error && isLast ? "alert" : undefined} data-testid="cut">
+      <span>{cutWords(message, cancel)}</span>
       {onContinue && run && (
-        <button type="button" onClick={() => onContinue(run)}>
+        <button type="button" disabled={isAsked} onClick={() => void goOn()}>
           Continue
         </button>
       )}
-    </p>
+    </div>
   );
+}
+
+function cutWords({ metadata }: Message, cancel: Cancel | undefined): string {
+  if (metadata.has_error) {
+    const { code, id } = metadata.error ?? { code: "error", id: "" };
+    return `The answer failed: ${code.replaceAll("_", " ")}. What came is kept.${id ? ` In the server's log: ${id}` : ""}`;
+  }
+  if (!metadata.cancelled) return "The server stopped while it answered. What it had said is kept.";
+  if (!cancel) return "Stopped.";
+  const ended = cancel.processes?.length ?? 0;
+  const processes = ended === 0 ? "" : `, with ${ended} ${ended === 1 ? "process" : "processes"}`;
+  return `Stopped in ${cancel.took_ms} ms${processes}.${cancel.reason ? ` Reason: ${cancel.reason}` : ""}`;
 }
 
 function Footer({ message }: { message: Message }) {
   const { usage, model, first_token_ms: first, duration_ms: total } = message.metadata;
   const facts = [
     model,
-    usage && `${usage.input_tokens} → ${usage.output_tokens} tokens`,
+    usage && `${usage.input_tokens.toLocaleString("en")} → ${usage.output_tokens.toLocaleString("en")} tokens`,
     total !== undefined && `${(total / 1000).toFixed(1)} s`,
-    first !== undefined && `first after ${first} ms`,
+    first !== undefined && `first word after ${first} ms`,
   ].filter(Boolean);
   return (
     <footer>
       <CopyButton text={message.content} label="Copy" />
-      <span>{facts.join(" · ")}</span>
+      <Clock at={message.created_at} />
+      <span data-testid="usage">{facts.join(" · ")}</span>
     </footer>
   );
 }
 
-export function CopyButton({ text, label }: { text: string; label: string }) {
-  const [done, setDone] = useState(false);
-  const copy = () => {
-    void navigator.clipboard.writeText(text).then(() => {
-      setDone(true);
-      setTimeout(() => setDone(false), 1_500);
-    });
-  };
+function Clock({ at }: { at: string }) {
+  const time = new Date(at);
   return (
-    <button type="button" className="quiet" onClick={copy}>
-      {done ? "Copied" : label}
-    </button>
+    <time dateTime={at} title={time.toLocaleString()}>
+      {time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}
+    </time>
   );
 }

@@ -1,70 +1,84 @@
-import { type KeyboardEvent, useState } from "react";
+import { type KeyboardEvent, useRef, useState } from "react";
 import type { QueueItem } from "../../core/frames";
-import { chat, newKey } from "../browser";
+import { chat } from "../browser";
 
 /** What waits while a run goes: in order, and changed from any tab. */
 export function Queue({ items }: { items: QueueItem[] }) {
   return (
-    <section className="queue" aria-label="Waiting messages">
-      <h2>Waiting ({items.length})</h2>
+    <section className="queue" aria-label="Queue" data-testid="queue">
+      <h2>Waiting: {items.length}</h2>
       <ol>
         {items.map((item) => (
-          <Item key={item.task} item={item} last={item.position === items.length} />
+          <Item key={item.task} item={item} isLast={item.position === items.length} />
         ))}
       </ol>
     </section>
   );
 }
 
-function Item({ item, last }: { item: QueueItem; last: boolean }) {
-  const [editing, setEditing] = useState(false);
+function Item({ item, isLast }: { item: QueueItem; isLast: boolean }) {
+  const [isEditing, setEditing] = useState(false);
+  const words = item.content || "(continue)";
+  const canMove = (by: number) => item.position + by >= 1 && !(isLast && by > 0);
   const move = (by: number) => void chat.changeQueue("move", item, { position: item.position + by });
   const onKey = (event: KeyboardEvent) => {
     if (!event.altKey || (event.key !== "ArrowUp" && event.key !== "ArrowDown")) return;
     event.preventDefault();
     const by = event.key === "ArrowUp" ? -1 : 1;
-    if (item.position + by >= 1 && !(last && by > 0)) move(by);
+    if (canMove(by)) move(by);
   };
   const done = (text: string) => {
     setEditing(false);
     if (text.trim() && text !== item.content) void chat.changeQueue("edit", item, { content: text });
   };
   return (
-    <li data-testid="queued" onKeyDown={onKey}>
-      {editing ? (
-        <textarea
-          aria-label="Waiting message"
-          defaultValue={item.content}
-          ref={(field) => field?.focus()}
-          onBlur={(event) => done(event.target.value)}
-          onKeyDown={(event) => {
-            if (event.key === "Enter" && !event.shiftKey) done(event.currentTarget.value);
-            if (event.key === "Escape") {
-              event.stopPropagation();
-              setEditing(false);
-            }
-          }}
-        />
+    <li data-testid="queued" data-position={item.position} onKeyDown={onKey}>
+      <span className="position">{item.position}</span>
+      {isEditing ? (
+        <Editor text={item.content} onDone={done} onLeave={() => setEditing(false)} />
       ) : (
-        <span className="text">{item.content || "(continue)"}</span>
+        <span className="text" title={words.slice(0, 500)}>{words.slice(0, 500)}</span>
       )}
       <span className="tools">
-        <button type="button" aria-label="Move up" disabled={item.position === 1} onClick={() => move(-1)}>
+        <button type="button" aria-label="Move up" title="Move up (Alt ↑)" disabled={!canMove(-1)} onClick={() => move(-1)}>
           ↑
         </button>
-        <button type="button" aria-label="Move down" disabled={last} onClick={() => move(1)}>
+        <button type="button" aria-label="Move down" title="Move down (Alt ↓)" disabled={!canMove(1)} onClick={() => move(1)}>
           ↓
         </button>
-        <button type="button" aria-label="Edit" onClick={() => setEditing(true)}>
-          ✎
+        <button type="button" onClick={() => setEditing(true)} disabled={!item.content}>
+          Edit
         </button>
-        <button type="button" onClick={() => void chat.sendNow(item, newKey())}>
+        <button type="button" title="Stop what goes on, and say this" onClick={() => void chat.sendNow(item)}>
           Send now
         </button>
-        <button type="button" aria-label="Remove" onClick={() => void chat.changeQueue("remove", item)}>
-          ×
+        <button type="button" aria-label="Remove" title="Remove" onClick={() => void chat.changeQueue("remove", item)}>
+          ✕
         </button>
       </span>
     </li>
+  );
+}
+
+function Editor({ text, onDone, onLeave }: { text: string; onDone: (text: string) => void; onLeave: () => void }) {
+  const isLeft = useRef(false);
+  return (
+    <textarea
+      aria-label="Waiting text"
+      defaultValue={text}
+      rows={Math.min(6, text.split("\n").length)}
+      ref={(field) => field?.focus()}
+      onBlur={(event) => !isLeft.current && onDone(event.target.value)}
+      onKeyDown={(event) => {
+        if (event.key === "Enter" && !event.shiftKey) {
+          event.preventDefault();
+          event.currentTarget.blur();
+        }
+        if (event.key !== "Escape") return;
+        event.stopPropagation();
+        isLeft.current = true;
+        onLeave();
+      }}
+    />
   );
 }

@@ -1,96 +1,81 @@
-import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "react";
-import type { Pending } from "../../core/store";
+import { useVirtualizer } from "@tanstack/react-virtual";
+import { useCallback, useRef, useState } from "react";
+import type { Message } from "../../core/frames";
+import type { Pending } from "../../core/outbox";
 import type { Transcript } from "../../core/transcript";
+import { chat } from "../browser";
+import { Boundary } from "./Boundary";
 import { MessageView } from "./MessageView";
-
-const FIRST_SHOWN = 40;
-const MORE_SHOWN = 80;
-const NEAR_END = 48;
+import { PendingView } from "./PendingView";
+import { useFollowing } from "./following";
 
 interface Props {
   session: string | null;
   transcript: Transcript | null;
   pending: Pending[];
-  onContinue: (run: string) => void;
+  onContinue: (run: string) => Promise<void>;
 }
 
-/**
- * The conversation. Only the newest messages are in the page; earlier ones are added when they are
- * scrolled to, so that ten thousand open as fast as ten. It follows its end until somebody scrolls up.
- */
+/** The conversation: only what is in sight is in the page, and it follows its end until somebody scrolls up. */
 export function TranscriptView({ session, transcript, pending, onContinue }: Props) {
   const box = useRef<HTMLDivElement>(null);
   const content = useRef<HTMLDivElement>(null);
-  const [shown, setShown] = useState(FIRST_SHOWN);
-  const [following, setFollowing] = useState(true);
-  const follow = useRef(true);
   const messages = transcript?.messages ?? [];
-  const visible = messages.slice(-shown);
-  const last = messages.at(-1);
   const run = transcript?.activeRun ?? null;
+  const waiting = useWaiting(transcript, pending);
+  const rows = useRows(box, messages, waiting);
+  const { isFollowing, onScroll, follow } = useFollowing(box, content, pending.length);
+  const canContinue = run === null && waiting.length === 0;
 
-  const toEnd = useCallback(() => {
-    const one = box.current;
-    if (one) one.scrollTop = one.scrollHeight;
-  }, []);
-  useLayoutEffect(() => {
-    const inner = content.current;
-    if (!inner) return;
-    const watcher = new ResizeObserver(() => follow.current && toEnd());
-    watcher.observe(inner);
-    return () => watcher.disconnect();
-  }, [toEnd]);
-  useEffect(() => {
-    if (pending.length > 0) {
-      follow.current = true;
-      setFollowing(true);
-      toEnd();
+  const row = (index: number) => {
+    const message = messages[index];
+    if (!message) {
+      const item = waiting[index - messages.length];
+      return item && <PendingView item={item} />;
     }
-  }, [pending.length, toEnd]);
-
-  const lastTop = useRef(0);
-  const onScroll = () => {
-    const one = box.current;
-    if (!one) return;
-    const atEnd = one.scrollHeight - one.scrollTop - one.clientHeight < NEAR_END;
-    if (atEnd) follow.current = true;
-    else if (one.scrollTop < lastTop.current) follow.current = false;
-    lastTop.current = one.scrollTop;
-    setFollowing(follow.current);
-    if (one.scrollTop < 200 && shown < messages.length) setShown((count) => count + MORE_SHOWN);
+    const isLast = index === messages.length - 1;
+    const isUnanswered = message.role === "user" && message.run !== run?.run && messages[index + 1]?.run !== message.run;
+    return (
+      <Boundary text={message.content}>
+        <MessageView
+          message={message}
+          isLast={isLast}
+          cancel={message.run ? transcript?.stopped.get(message.run) : undefined}
+          isUnanswered={isUnanswered}
+          onContinue={isLast && canContinue ? onContinue : undefined}
+        />
+      </Boundary>
+    );
   };
-  const waitingFirst = run ? [] : (transcript?.queue ?? []);
+  const items = rows.getVirtualItems();
   return (
-    <div className="scroll" ref={box} onScroll={onScroll}>
-      <div className="transcript" ref={content} role="log" aria-live="off" aria-label="Conversation" aria-busy={run !== null} data-testid="transcript" data-count={messages.length}>
+    <div className="viewport">
+      <div className="scroll" ref={box} onScroll={onScroll} tabIndex={0} role="group" aria-label="Conversation, scrollable">
         {session && !transcript && <p className="hint">Loading…</p>}
-        {!session && pending.length === 0 && <Welcome />}
-        {shown < messages.length && <p className="hint">Earlier messages appear as you scroll.</p>}
-        {visible.map((message) => (
-          <MessageView
-            key={message.id}
-            message={message}
-            tookMs={message.run ? transcript?.stopped.get(message.run) : undefined}
-            onContinue={message === last && !run && pending.length === 0 ? onContinue : undefined}
-          />
-        ))}
-        {[...waitingFirst.map((item) => ({ key: item.task, content: item.content, words: "starting…" })), ...pending.map((one) => ({ key: one.key, content: one.content, words: "sending…" }))].map((one) => (
-          <article key={one.key} className="message user pending" data-testid="pending">
-            <div className="said">{one.content}</div>
-            <footer>{one.words}</footer>
-          </article>
-        ))}
-      </div>
-      {!following && (
-        <button
-          type="button"
-          className="jump"
-          onClick={() => {
-            follow.current = true;
-            setFollowing(true);
-            toEnd();
-          }}
+        {!session && <Welcome />}
+        <Earlier />
+        <div
+          className="transcript"
+          ref={content}
+          role="log"
+          aria-live="off"
+          aria-label="Conversation"
+          aria-busy={run !== null}
+          data-testid="transcript"
+          data-count={messages.length}
+          style={{ height: rows.getTotalSize() }}
         >
+          <div className="window" style={{ transform: `translateY(${items[0]?.start ?? 0}px)` }}>
+            {items.map(({ index, key }) => (
+              <div key={key} className="row" data-index={index} ref={rows.measureElement}>
+                {row(index)}
+              </div>
+            ))}
+          </div>
+        </div>
+      </div>
+      {!isFollowing && (
+        <button type="button" className="jump" onClick={follow} data-testid="jump">
           ↓ Newest
         </button>
       )}
@@ -98,10 +83,64 @@ export function TranscriptView({ session, transcript, pending, onContinue }: Pro
   );
 }
 
+/** What is said but not begun: what the server has while no run goes on yet, then what it does not have. */
+function useWaiting(transcript: Transcript | null, pending: Pending[]): Pending[] {
+  if (!transcript || transcript.activeRun) return pending;
+  const next = transcript.queue.map(({ task, content }) => ({ key: task, session: transcript.session, content, ifBusy: "queue" as const, isTaken: true }));
+  return [...next, ...pending];
+}
+
+const OVERSCAN = 6;
+
+function useRows(box: React.RefObject<HTMLDivElement | null>, messages: Message[], waiting: Pending[]) {
+  const known = useRef({ messages, waiting });
+  known.current = { messages, waiting };
+  const key = useCallback((index: number) => {
+    const { messages: all, waiting: rest } = known.current;
+    return all[index]?.id ?? rest[index - all.length]?.key ?? index;
+  }, []);
+  const rows = useVirtualizer({
+    count: messages.length + waiting.length,
+    getScrollElement: () => box.current,
+    estimateSize: (index) => estimate(messages[index]),
+    getItemKey: key,
+    overscan: OVERSCAN,
+    initialOffset: () => Number.MAX_SAFE_INTEGER,
+  });
+  // What grows below the upper edge must not move what is being read.
+  rows.shouldAdjustScrollPositionOnItemSizeChange = (item, _delta, one) => item.end <= (one.scrollOffset ?? 0);
+  return rows;
+}
+
+const LINE_CHARS = 85;
+const LINE_PX = 25;
+const FRAME_PX = 84;
+
+function estimate(message: Message | undefined): number {
+  const chars = message ? message.content.length : 0;
+  return FRAME_PX + Math.ceil(Math.min(chars, 40_000) / LINE_CHARS) * LINE_PX;
+}
+
+function Earlier() {
+  const [isLoading, setLoading] = useState(false);
+  if (!chat.store.getState().earlier) return null;
+  const load = () => {
+    setLoading(true);
+    void chat.loadEarlier().finally(() => setLoading(false));
+  };
+  return (
+    <p className="hint">
+      <button type="button" disabled={isLoading} onClick={load}>
+        {isLoading ? "Loading…" : "Load earlier messages"}
+      </button>
+    </p>
+  );
+}
+
 function Welcome() {
   return (
     <div className="welcome">
-      <h1>What shall we work on?</h1>
+      <h2>What shall we work on?</h2>
       <p>Everything is saved before you see it. Close the laptop, open another tab, pull the plug: it goes on.</p>
     </div>
   );
