@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 NODE := $(CURDIR)/$(VENV)/node
-NPM := PATH="$(NODE):$$PATH" $(NODE)/npm --prefix frontend
+NPM := PATH="$(NODE):$$PATH" $(VENV)/node/npm --prefix frontend
 UI := backend/holdfast/ui/index.html
 UI_SOURCES := $(shell find frontend -type f -not -path '*/node_modules/*' 2>/dev/null)
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help run dev test check python-tests browser-tests ui-tests bench fmt lock ui wheel clean
 
 help: ## list what can be done
@@ -80,7 +81,7 @@ $(STAMPS)/dev: $(STAMPS)/run requirements/dev.txt
 $(STAMPS)/node: $(STAMPS)/venv requirements/ui.txt frontend/package.json frontend/package-lock.json
 	@echo "installing what the UI needs"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/ui.txt
-	@scripts/node.sh $(BIN)/python $(NODE)
+	@scripts/node.sh $(BIN)/python "$(NODE)"
 	@$(NPM) ci --no-audit --no-fund --loglevel error
 	@touch $@
 

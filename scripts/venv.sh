@@ -8,6 +8,6 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -m pip --version >/dev/null 2>&1; then exit 0; fi
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-  "$(dirname "$0")/install.sh" python3-venv
+  "$(dirname "$0")/install.sh" "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
 fi
 "$python" -m venv "$venv"

@@ -200,7 +200,7 @@ async def test_sigterm_hands_the_run_over_and_the_next_start_goes_on(
         cursor = {"epoch": await epoch_of(database_url), "seq": known[-1]["seq"]}
         await client.ask("subscribe", session=session, cursor=cursor)
         end = await client.wait_end(session, run)
-        assert end["event"]["type"] == "RUN_FINISHED"
+        assert end["event"]["type"] == "RUN_FINISHED", server.log.read_text()
         text = deltas(known) + deltas(client.events[session])
     assert len(text.split()) == 60
     assert_whole(await journal_of(database_url, session))

@@ -1,7 +1,6 @@
 """What the command line does on the database itself: schema, users, tokens, files."""
 
 import argparse
-import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -38,7 +37,7 @@ async def _with_database(settings: Settings, work: Work, *, upgrade: bool | None
     except (NotReady, SchemaError, HoldfastError) as error:
         print(f"holdfast: {error}", file=sys.stderr)
     except (exc.SQLAlchemyError, OSError) as error:
-        words = str(getattr(error, "orig", None) or error).splitlines()[0]
+        words = (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]
         print(f"holdfast: the database cannot be used: {words}", file=sys.stderr)
     return 1
 
@@ -51,8 +50,7 @@ async def migrate(settings: Settings, *, check: bool, sql: bool) -> int:
             print(schema.sql(database.dialect))
             return 0
         if check:
-            async with asyncio.timeout(5):
-                await schema.check(database)
+            await prepare(database, upgrade=False)
             print(f"the schema is at {schema.newest()}, the newest")
             return 0
         await prepare(database, upgrade=True)

@@ -123,9 +123,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from holdfast import serving  # noqa: PLC0415 - the other commands need no server
+    settings = settings_of(arguments)
+    from holdfast import serving  # noqa: PLC0415 - the other commands need no server, nor does a wrong setting
 
-    return serving.serve(settings_of(arguments), arguments.listen_fd)
+    return serving.serve(settings, arguments.listen_fd)
 
 
 def _chat(arguments: argparse.Namespace) -> int:

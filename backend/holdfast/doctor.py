@@ -45,7 +45,7 @@ async def _database(settings: Settings) -> Finding:
             return "ok", "database", f"{shown} (empty; serve makes the schema), SQLite {sqlite3.sqlite_version}"
         return "fail", "database", f"{shown}: {error}"
     except Exception as error:
-        words = str(getattr(error, "orig", None) or error or "no answer").splitlines()[0]
+        words = (str(getattr(error, "orig", None) or error) or "no answer").splitlines()[0]
         return "fail", "database", f"{shown} cannot be reached: {words}; is it running, and the address right?"
     finally:
         await database.close()

@@ -51,7 +51,7 @@ async def prepare(database: Database, *, upgrade: bool) -> None:
     except (TimeoutError, Unavailable):
         raise NotReady(f"the database {shown} does not answer; is it running, and the address right?") from None
     except Exception as error:
-        words = str(getattr(error, "orig", None) or error).splitlines()[0]
+        words = (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]
         if is_connection_error(error):
             raise NotReady(f"the database {shown} cannot be reached: {words}") from None
         raise NotReady(f"the database {shown} cannot be used: {words}") from None

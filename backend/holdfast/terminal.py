@@ -5,9 +5,12 @@ and the text goes on behind the last event that was shown.
 """
 
 import asyncio
+import contextlib
+import os
 import random
 import signal
 import sys
+import threading
 from typing import Any
 
 import httpx2
@@ -38,6 +41,7 @@ class Terminal:
         self._next = 0
         self.running: str | None = None
         self.idle = asyncio.Event()
+        self.idle.set()
         self.failed = False
 
     async def say(self, content: str) -> None:
@@ -191,11 +195,31 @@ async def _say_one(terminal: Terminal, message: str) -> None:
 
 async def _talk(terminal: Terminal, session: str) -> None:
     print(f"[session {session}; end with Ctrl-D]", file=sys.stderr)
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
+    lines = _lines_of_input()
+    while (line := await lines.get()) is not None:
         if line.strip():
-            await terminal.say(line.rstrip("\n"))
+            await terminal.say(line)
             await terminal.idle.wait()
+
+
+def _lines_of_input() -> "asyncio.Queue[str | None]":
+    """The lines of standard input, then None; read by a thread that does not keep the process from ending."""
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        rest = b""
+        with contextlib.suppress(OSError, RuntimeError):  # The loop is closed when the chat has ended.
+            while block := os.read(0, 65536):
+                *whole, rest = (rest + block).split(b"\n")
+                for line in whole:
+                    loop.call_soon_threadsafe(lines.put_nowait, line.decode(errors="replace"))
+            if rest:
+                loop.call_soon_threadsafe(lines.put_nowait, rest.decode(errors="replace"))
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def _interrupted(terminal: Terminal, talk: "asyncio.Task[None]") -> None:

@@ -126,6 +126,7 @@ async def test_lists_are_paged(api: httpx2.AsyncClient) -> None:
     [
         ("POST", "/api/sessions", b"{", 400, [""]),
         ("POST", "/api/sessions", b"[]", 400, [""]),
+        ("POST", "/api/sessions", b"0\x00", 400, [""]),
         ("POST", "/api/sessions", b'{"title": 7, "colour": 1, "branch": []}', 400, ["/colour", "/title", "/branch"]),
         ("POST", "/api/sessions", b'{"title": "a\\u0000"}', 400, ["/title"]),
         ("POST", "/api/sessions", b'{"sandbox": {"deep": ["\\u0000"]}}', 400, ["/sandbox/deep/0"]),

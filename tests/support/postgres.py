@@ -64,7 +64,7 @@ class PostgresServer:
 
     async def drop_database(self, url: str) -> None:
         """Remove a database, whoever is connected."""
-        name = url.rsplit("/@/", maxsplit=1)[-1].rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
+        name = _name_in(url)
         connection = await asyncpg.connect(self.admin_url)
         try:
             await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -73,7 +73,7 @@ class PostgresServer:
 
     async def cut(self, url: str) -> None:
         """Refuse connections to a database and end those that are there."""
-        name = url.rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
+        name = _name_in(url)
         connection = await asyncpg.connect(self.admin_url)
         try:
             await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -83,7 +83,7 @@ class PostgresServer:
 
     async def mend(self, url: str) -> None:
         """Allow connections again."""
-        name = url.rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
+        name = _name_in(url)
         connection = await asyncpg.connect(self.admin_url)
         try:
             await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
@@ -105,7 +105,11 @@ class PostgresServer:
     def _run(self, name: str, *arguments: str) -> None:
         assert self._bin is not None
         command = [str(self._bin / name), *arguments]
-        subprocess.run(command, check=True, user=self._user, stdout=subprocess.DEVNULL, timeout=60)
+        subprocess.run(command, check=True, user=self._user, cwd=self.folder, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def _name_in(url: str) -> str:
+    return url.rsplit("@/", maxsplit=1)[-1].split("?", maxsplit=1)[0]
 
 
 def wait_until(true: "object", seconds: float = 10.0) -> None:

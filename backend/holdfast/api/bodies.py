@@ -183,7 +183,10 @@ def unstorable(value: Any, pointer: str = "") -> FieldError | None:
 
 def _all_faults(data: bytes, kind: type[msgspec.Struct], first: msgspec.ValidationError) -> InvalidRequest:
     """Msgspec stops at the first fault; look at each field by itself."""
-    value = msgspec.json.decode(data)
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return InvalidRequest("The body is not JSON", errors=[FieldError("", "not JSON")])
     if not isinstance(value, dict):
         message, _ = explain_validation(first)
         return InvalidRequest("The body is not valid", errors=[FieldError("", message)])

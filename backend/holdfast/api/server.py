@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from types import FrameType
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from holdfast.config import Settings
 log = logging.getLogger("holdfast.server")
 
 _WRITE_HIGH = 32 * 1024
+_SAME_SIGNAL_S = 1.0
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
@@ -36,18 +38,21 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains at the first SIGTERM or SIGINT and ends at the second."""
+    """A uvicorn server that drains at the first SIGTERM or SIGINT and ends at the second, a second later or more."""
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
         self._drain: asyncio.Task[None] | None = None
-        self._signalled = False
+        self._signalled_at: float | None = None
         self._loop: asyncio.AbstractEventLoop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Uvicorn's signal handler."""
-        if self._signalled or not hasattr(self, "_loop"):
+        now = time.monotonic()
+        if self._signalled_at is not None and now - self._signalled_at < _SAME_SIGNAL_S:
+            return  # A terminal tells the whole group, and a supervisor tells its children again.
+        if self._signalled_at is not None or not hasattr(self, "_loop"):
             log.warning("ending at once")
             self.should_exit = self.force_exit = True
             if self._drain is not None:
@@ -55,7 +60,7 @@ class Server(uvicorn.Server):
             return
         log.info("%s: draining", signal.Signals(sig).name)
         self._loop.call_soon_threadsafe(self._start_drain)
-        self._signalled = True
+        self._signalled_at = now
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and remember the loop that signals are handed to."""

@@ -49,7 +49,8 @@ def normalize_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except exc.ArgumentError:
-        raise DatabaseUrlError(f"{url!r} is not a database URL") from None
+        # The text is not shown: it may hold a password.
+        raise DatabaseUrlError("not a database URL; use sqlite:///PATH or postgresql://...") from None
     kind = parsed.drivername.split("+")[0]
     if kind in ("postgres", "postgresql"):
         return parsed.set(drivername="postgresql+asyncpg")

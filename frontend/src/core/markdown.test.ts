@@ -83,6 +83,15 @@ describe("streaming Markdown", () => {
     expect(levels).toEqual(["2", "3", "3", "4"]);
   });
 
+  it("cuts a very long list and table, and loses nothing", () => {
+    const items = Array.from({ length: 250 }, (_, place) => place + 1);
+    const list = parse(items.map((item) => `${item}. item ${item}.\n`).join(""));
+    expect(list.map((one) => (one.kind === "html" ? (/<ol(?: start="(\d+)")?>/.exec(one.html)?.[1] ?? "1") : ""))).toEqual(["1", "101", "201"]);
+    const table = parse(`| a |\n|---|\n${items.map((item) => `| row ${item}. |\n`).join("")}`);
+    const html = [...list, ...table].map((one) => (one.kind === "html" ? one.html : "")).join("");
+    for (const item of items) expect(html.includes(`item ${item}.`) && html.includes(`row ${item}.`)).toBe(true);
+  });
+
   it("keeps a very long line in its fence, and plain outside of one", () => {
     const long = "x".repeat(LONGEST_LINE + 10);
     expect(parse(`\`\`\`\n${long}\n\`\`\`\n`)).toEqual([{ kind: "code", language: "", code: long, open: false }]);

@@ -14,12 +14,13 @@ export type Block =
   | { kind: "plain"; key: number; text: string };
 
 /** Inline Markdown longer than this is shown as it is written: parsing it may take quadratic time. */
-export const LONGEST_PARSED = 8_000;
+export const LONGEST_PARSED = 5_000;
 /** A line outside of a fence that is longer than this is not Markdown at all. */
 export const LONGEST_LINE = 16_000;
 const PLAIN_PIECE = 4_000;
 const FENCE = /^( {0,3})(`{3,}|~{3,})([^\n`]*)\n/;
 const BLANK_LINE = /\n[ \t]*\n/;
+const ITEM_BEGUN = /^ {0,3}(\d{1,9}[.)]?|[-+*])?\s*$/;
 const FENCE_LINE = /^ {0,3}(`{3,}|~{3,})/;
 
 /** A block without its place. */
@@ -217,14 +218,20 @@ function rendered(tokens: Token[], context: Context): Parsed[] {
   return tokens.flatMap(block);
 }
 
-/** Tokens that no later text can change: all before the last one, and before what that one may become part of. */
+/** Tokens that no later text can change: those before the last place where two blocks stand apart for good. */
 function completeTokens(tokens: Token[]): Token[] {
-  const before = lastBlock(tokens, tokens.length);
-  if (before <= 0) return [];
-  const previous = tokens[before - 1];
-  const isApart = previous?.type === "code" || previous?.type === "heading" || (previous?.type === "space" && BLANK_LINE.test(previous.raw));
-  // Without a blank line between them the two may still become one.
-  return tokens.slice(0, isApart ? before : Math.max(0, lastBlock(tokens, before)));
+  let place = lastBlock(tokens, tokens.length);
+  while (place > 0 && !isApart(tokens, place)) place -= 1;
+  return tokens.slice(0, Math.max(0, place));
+}
+
+/** Whether the token at `place` can never become part of what stands before it. */
+function isApart(tokens: Token[], place: number): boolean {
+  const before = tokens[place - 1];
+  if (before?.type === "code" || before?.type === "heading") return true;
+  if (before?.type !== "space" || !BLANK_LINE.test(before.raw)) return false;
+  const next = tokens[place];
+  return tokens[lastBlock(tokens, place)]?.type !== "list" || (next?.type !== "list" && !ITEM_BEGUN.test(next?.raw ?? ""));
 }
 
 /** The place of the last token before `end` that is not mere space, or -1. */
@@ -240,10 +247,31 @@ function block(token: Token): Parsed[] {
   }
   if (token.type === "paragraph" && token.raw.length > LONGEST_PARSED) return plain(token.raw);
   try {
-    return [{ kind: "html", html: marked.parser([token]) }];
+    return parts(token).map((part) => ({ kind: "html", html: marked.parser([part]) }));
   } catch {
     return plain(token.raw);
   }
+}
+
+const ROWS = 100;
+
+/** A very long list or table in several, so that what is added changes only the last; a table's head is repeated. */
+function parts(token: Token): Token[] {
+  if (token.type === "list") {
+    const list = token as Tokens.List;
+    const start = Number(list.start || 1);
+    return chunks(list.items, (items, from) => ({ ...list, items, start: list.ordered ? start + from : list.start }));
+  }
+  if (token.type === "table") {
+    const table = token as Tokens.Table;
+    return chunks(table.rows, (rows) => ({ ...table, rows }));
+  }
+  return [token];
+}
+
+function chunks<T>(items: T[], make: (items: T[], from: number) => Token): Token[] {
+  const count = Math.max(1, Math.ceil(items.length / ROWS));
+  return Array.from({ length: count }, (_, place) => make(items.slice(place * ROWS, (place + 1) * ROWS), place * ROWS));
 }
 
 function openFence(text: string): Parsed | null {

@@ -1,4 +1,4 @@
-import { memo, useEffect, useMemo, useState } from "react";
+import { memo, useEffect, useMemo, useRef, useState } from "react";
 import { type Block, MarkdownStream, pieces } from "../../core/markdown";
 import { CopyButton } from "./CopyButton";
 import { sanitized } from "./sanitize";
@@ -7,10 +7,11 @@ import { sanitized } from "./sanitize";
 export function Markdown({ text, streaming }: { text: string; streaming: boolean }) {
   const stream = useMemo(() => new MarkdownStream(), []);
   const blocks = stream.update(text, streaming);
+  const wasStreaming = useRef(streaming);
   const groups: Block[][] = [];
   for (let start = 0; start < blocks.length; start += GROUP) groups.push(blocks.slice(start, start + GROUP));
   return (
-    <div className="markdown" data-testid="markdown">
+    <div className={wasStreaming.current ? "markdown grown" : "markdown"} data-testid="markdown">
       {groups.map((group, place) => (
         <Group key={place} blocks={group} />
       ))}
@@ -23,7 +24,13 @@ const GROUP = 40;
 
 const Group = memo(
   function Group({ blocks }: { blocks: Block[] }) {
-    return blocks.map((block) => <BlockView key={block.key} block={block} />);
+    return (
+      <div className="group">
+        {blocks.map((block) => (
+          <BlockView key={block.key} block={block} />
+        ))}
+      </div>
+    );
   },
   (before, after) => before.blocks.length === after.blocks.length && before.blocks.every((block, place) => block === after.blocks[place]),
 );
