@@ -6,7 +6,7 @@ lock() {
   out=$1
   shift
   .venv/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-    --no-annotate --quiet -o "$out" "$@"
+    --no-annotate --upgrade --quiet -o "$out" "$@"
 }
 lock requirements/run.txt pyproject.toml
 lock requirements/dev.txt pyproject.toml --group dev -c requirements/run.txt

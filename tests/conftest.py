@@ -1,5 +1,6 @@
 """Fixtures: both databases, an engine in this process, a server as a process."""
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -107,17 +108,15 @@ async def engine(make_engine: MakeEngine) -> Engine:
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers as processes, and ends them."""
-    servers: list[ServerProcess] = []
+    with contextlib.ExitStack() as ends:
 
-    def make(*arguments: str, start: bool = True, **options: Any) -> ServerProcess:
-        options.setdefault("data_dir", tmp_path)
-        server = ServerProcess(*arguments, **options)
-        servers.append(server)
-        return server.start() if start else server
+        def make(*arguments: str, start: bool = True, **options: Any) -> ServerProcess:
+            options.setdefault("data_dir", tmp_path)
+            server = ServerProcess(*arguments, **options)
+            ends.callback(server.end)
+            return server.start() if start else server
 
-    yield make
-    for server in servers:
-        server.end()
+        yield make
 
 
 @pytest.fixture

@@ -10,11 +10,18 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 
 BACKEND = Path(__file__).resolve().parents[2] / "backend"
 START_S = 30.0
+LEAVE_S = 5.0
+"""How long the children of a server that is gone may take to notice."""
+
+MARK = "TEST_SERVER_MARK"
+"""The variable by which the processes of one server are found."""
+
 _POLL = 0.02
 
 
@@ -32,7 +39,7 @@ class ServerProcess:
         self.port = free_port()
         self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="holdfast-data-"))
         self.arguments = arguments
-        self.env = {**os.environ, "PYTHONPATH": str(BACKEND), **(env or {})}
+        self.env = {**os.environ, "PYTHONPATH": str(BACKEND), **(env or {}), MARK: uuid4().hex}
         self.log = self.data_dir / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -98,13 +105,30 @@ class ServerProcess:
         return self.process.wait(seconds)
 
     def end(self) -> None:
-        """End it and its children, whatever state they are in."""
-        if self.process is None or self.process.poll() is not None:
+        """End it and its children, whatever state they are in.
+
+        Raises:
+            AssertionError: it had ended before, and has left processes behind.
+        """
+        if self.process is None:
             return
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait(10)
-        for child in children:
+        had_ended = self.process.poll() is not None
+        if had_ended:
+            _, left = psutil.wait_procs(self._family(), LEAVE_S)
+        else:
+            left = self._family()
+        for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+                one.kill()
+        self.process.wait(10)
+        psutil.wait_procs(left, 10)
+        assert not (had_ended and left), f"the server left processes behind: {left}"
+
+    def _family(self) -> list[psutil.Process]:
+        """All processes that come from this one, those that have lost their parent too: they share its mark."""
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.env[MARK]:
+                    found.append(process)
+        return found

@@ -17,6 +17,7 @@ WINDOW_BYTES = 96 * 1024
 
 FRAME_BYTES = 48 * 1024
 FRAME_EVENTS = 512
+"""The most of one frame: also what a follower that has stopped reading holds, twice."""
 
 
 class Subscription:

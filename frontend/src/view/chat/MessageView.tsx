@@ -126,7 +126,7 @@ function Footer({ message }: { message: Message }) {
   const facts = [
     model,
     usage && `${usage.input_tokens.toLocaleString("en")} → ${usage.output_tokens.toLocaleString("en")} tokens`,
-    total !== undefined && `${(total / 1000).toFixed(1)} s`,
+    total !== undefined && (total < 1_000 ? `${total} ms` : `${(total / 1_000).toFixed(1)} s`),
     first !== undefined && `first word after ${first} ms`,
   ].filter(Boolean);
   return (
