@@ -246,9 +246,12 @@ async def test_the_queue_is_moved_edited_removed_and_swapped_by_version(
     await engine.cancel(user, session)
 
 
-async def test_a_queue_has_a_bound(engine: Engine, user: User, session: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_has_a_bound(
+    engine: Engine, user: User, session: str, puppet: Puppet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runs, "MAX_QUEUED", 3)
     await engine.send(user, session, "running")
+    await puppet.started.wait()
     for number in range(3):
         await engine.send(user, session, str(number))
     with pytest.raises(Overloaded):

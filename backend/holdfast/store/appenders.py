@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
 from holdfast.domain.errors import Unavailable
-from holdfast.store.database import Database, is_connection_error, sqlite_pragmas
+from holdfast.store.database import Database, connected, is_connection_error, sqlite_pragmas
 
 Row = tuple[str, int, str | None, int, str, str]
 """session, seq, run, attempt, type, data"""
@@ -167,7 +167,7 @@ class PostgresAppender:
 
     async def _connect(self) -> asyncpg.Connection:
         if self._held is None:
-            self._held = await self._database.writer.connect()
+            self._held = await connected(self._database.writer)
         raw = await self._held.get_raw_connection()
         connection: asyncpg.Connection | None = raw.driver_connection
         if connection is None or connection.is_closed():

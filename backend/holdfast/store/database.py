@@ -195,7 +195,7 @@ class Database:
         Raises:
             Unavailable: the database cannot be reached.
         """
-        conn = await _connected(self._reader)
+        conn = await connected(self._reader)
         try:
             yield conn
         except (exc.SQLAlchemyError, OSError) as error:
@@ -245,7 +245,7 @@ class Database:
 
     async def _once(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         async with self.turn():
-            conn = await _connected(self._writer)
+            conn = await connected(self._writer)
             try:
                 async with conn.begin():
                     tx = Tx(conn, self.dialect, await self.now(conn))
@@ -278,7 +278,7 @@ class Database:
         )
 
 
-async def _connected(engine: AsyncEngine) -> AsyncConnection:
+async def connected(engine: AsyncEngine) -> AsyncConnection:
     """A connection; whatever keeps us from one, the database cannot be reached."""
     try:
         return await engine.connect()
