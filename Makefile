@@ -35,7 +35,7 @@ check: $(STAMPS)/dev $(STAMPS)/node ## lint and types, of Python and TypeScript
 ui-tests: $(STAMPS)/node ## the tests of the TypeScript core
 	$(NPM) test
 
-python-tests: $(STAMPS)/dev $(STAMPS)/browser $(UI) ## the Python tests, in a real browser too
+python-tests: $(STAMPS)/dev $(STAMPS)/browser $(STAMPS)/sandbox $(UI) ## the Python tests, in a real browser too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 browser-tests: $(STAMPS)/dev $(STAMPS)/browser $(UI) ## only the tests in a real browser
@@ -87,4 +87,8 @@ $(STAMPS)/node: $(STAMPS)/venv requirements/ui.txt frontend/package.json fronten
 
 $(STAMPS)/browser: $(STAMPS)/venv
 	@scripts/browser.sh
+	@touch $@
+
+$(STAMPS)/sandbox: $(STAMPS)/venv
+	@scripts/sandbox.sh
 	@touch $@

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "backend" / "holdfast"
 
 MAY_IMPORT = {
     "domain": {"domain"},
-    "agents": {"agents"},
+    "agents": {"agents", "domain"},
     "store": {"store", "domain", "clock"},
     "engine": {"engine", "store", "agents", "domain", "clock", "config"},
     "api": {"api", "engine", "store", "agents", "domain", "clock", "config", "portable", "telemetry", "__version__"},

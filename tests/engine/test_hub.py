@@ -121,3 +121,24 @@ def test_a_gap_or_a_repetition_does_not_confuse_the_window(seqs: list[int]) -> N
     assert channel.head == max(seqs)
     for place, item in enumerate(channel.items):
         assert json.loads(item)["seq"] == channel.first + place
+
+
+async def test_nothing_is_kept_for_a_peer_that_does_not_read_and_it_misses_nothing() -> None:
+    log = Log()
+    hub = Hub(cast("Journal", log))
+    slow = hub.subscribe("s", 0, lambda _: None)
+    slow.live = True
+    log.commit(300)
+    assert len(slow.channel.items) == 300
+    slow.park()
+    assert slow.channel.items == []
+    log.commit(300)
+    assert slow.channel.items == []
+    given_out: list[int] = []
+    while items := await hub.next_items(slow):
+        given_out += [json.loads(item)["seq"] for item in items]
+    assert given_out == list(range(1, 601))
+    log.commit(1)
+    reads = log.reads
+    assert [json.loads(item)["seq"] for item in await hub.next_items(slow)] == [601]
+    assert log.reads == reads

@@ -18,7 +18,9 @@ from holdfast.config import Settings
 
 log = logging.getLogger("holdfast.server")
 
-_WRITE_HIGH = 32 * 1024
+_WRITE_HIGH = 4 * 1024
+"""How many unsent bytes make a socket wait: then it holds the rest of one frame, and builds no other."""
+
 _SAME_SIGNAL_S = 1.0
 
 
@@ -26,14 +28,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with a small write buffer and a way to cut a stalled peer off.
 
     `send` and `close` both wait for a peer that may never read; the transport's `abort`, put into
-    the scope's state, does not.
+    the scope's state, does not. `writable` stands beside it: set while the peer keeps up.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         real = cast("asyncio.Transport", transport)
-        self.app_state = {**self.app_state, "abort": real.abort}
-        real.set_write_buffer_limits(high=_WRITE_HIGH)
+        self.app_state = {**self.app_state, "abort": real.abort, "writable": self.writable}
+        real.set_write_buffer_limits(high=_WRITE_HIGH, low=_WRITE_HIGH - 1)
         super().connection_made(transport)
 
 

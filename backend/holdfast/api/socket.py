@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Awaitable
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -41,6 +42,9 @@ from holdfast.store import sessions, transcripts
 log = logging.getLogger("holdfast.socket")
 
 HEARTBEAT_MS = 25_000
+_PATIENCE_S = 0.5
+"""How long a peer may not read before the recent windows keep nothing for it."""
+
 _ABUSE = 10
 """How many seconds' worth of refused commands in a row close the socket."""
 
@@ -143,6 +147,7 @@ class Connection:
         "_snapshots",
         "_subscriptions",
         "_user",
+        "_writable",
         "_writer",
         "id",
     )
@@ -155,6 +160,7 @@ class Connection:
         self._receive = receive
         self._send = send
         self._abort: Any = scope.get("state", {}).get("abort")
+        self._writable: asyncio.Event | None = scope.get("state", {}).get("writable")
         self._bucket = Bucket(self._settings.commands_per_second, self._engine.clock.monotonic())
         self._subscriptions: dict[str, Subscription] = {}
         self._snapshots: dict[Subscription, str] = {}
@@ -358,6 +364,8 @@ class Connection:
                 while self._outbox:
                     await self._transmit(self._outbox.popleft())
                 if self._ready:
+                    await self._keep_pace()
+                if self._ready:
                     subscription = next(iter(self._ready))
                     del self._ready[subscription]
                     await self._serve(subscription)
@@ -403,11 +411,27 @@ class Connection:
         subscription.seq = stored.transcript.seq
         return frames.snapshot(session, database.epoch, subscription.seq, reason, state)
 
+    async def _keep_pace(self) -> None:
+        """Wait until the peer has taken what it was sent, so that none holds more than one frame."""
+        if self._writable is None or self._writable.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._writable.wait()
+                return
+        for subscription in self._subscriptions.values():
+            subscription.park()
+        await self._in_time(self._writable.wait())
+
     async def _transmit(self, text: str) -> None:
-        """Send one frame; a peer that does not take it in time is dropped."""
+        """Send one frame."""
+        await self._in_time(self._send({"type": "websocket.send", "text": text}))
+
+    async def _in_time(self, sending: Awaitable[Any]) -> None:
+        """Await what the peer must let happen; one that does not in time is dropped."""
         try:
             async with asyncio.timeout(self._settings.send_timeout_s):
-                await self._send({"type": "websocket.send", "text": text})
+                await sending
         except TimeoutError:
             log.info("socket %s: the peer does not read", self.id)
             self._drop()

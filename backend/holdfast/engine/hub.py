@@ -21,9 +21,12 @@ FRAME_EVENTS = 512
 
 
 class Subscription:
-    """One follower of one session: `seq` is the last event that it was given."""
+    """One follower of one session: `seq` is the last event that it was given.
 
-    __slots__ = ("channel", "dirty", "live", "seq", "wake")
+    `live` once it has caught up; `parked` while its peer does not read, so that nothing is kept for it.
+    """
+
+    __slots__ = ("channel", "dirty", "live", "parked", "seq", "wake")
 
     def __init__(self, channel: "Channel", seq: int, wake: Callable[["Subscription"], None]) -> None:
         self.channel = channel
@@ -31,6 +34,7 @@ class Subscription:
         self.wake = wake
         self.dirty = False
         self.live = False
+        self.parked = False
 
     @property
     def session(self) -> str:
@@ -42,6 +46,11 @@ class Subscription:
         if not self.dirty:
             self.dirty = True
             self.wake(self)
+
+    def park(self) -> None:
+        """Keep nothing for this follower until it asks again: it will be served from the journal."""
+        self.parked = True
+        self.channel.trim()
 
 
 class Channel:
@@ -69,7 +78,7 @@ class Channel:
             self.items.append(text)
             self.bytes += len(text)
         self.head = records[-1].seq
-        self._trim()
+        self.trim()
         self.poke()
 
     def poke(self) -> None:
@@ -86,9 +95,9 @@ class Channel:
         start = seq + 1 - self.first
         return bounded(self.items[start : start + FRAME_EVENTS])
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
         """Drop what every follower that keeps up has seen, and what is beyond the bounds."""
-        ahead = [one.seq for one in self.subscribers if one.live and one.seq + 1 >= self.first]
+        ahead = [one.seq for one in self.subscribers if one.live and not one.parked and one.seq + 1 >= self.first]
         drop = min(ahead, default=self.head) + 1 - self.first
         beyond = len(self.items) - WINDOW_EVENTS
         over = self.bytes - WINDOW_BYTES
@@ -161,7 +170,7 @@ class Hub:
         Raises:
             Unavailable: the journal cannot be read.
         """
-        subscription.dirty = False
+        subscription.dirty = subscription.parked = False
         items = subscription.channel.after(subscription.seq) if subscription.live else None
         if items is None:
             records = await self._journal.read(subscription.session, subscription.seq, FRAME_EVENTS)

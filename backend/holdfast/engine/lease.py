@@ -10,10 +10,10 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from holdfast.clock import Clock, new_id
 from holdfast.domain.errors import LeaseLost, Unavailable
+from holdfast.engine.processes import boot_id, process_started
 from holdfast.store import nodes, runs
 from holdfast.store.database import Database, Tx
 from holdfast.store.nodes import NodeIdentity
@@ -23,24 +23,6 @@ from holdfast.store.tables import tasks
 log = logging.getLogger("holdfast.lease")
 
 _INTERRUPTED = "The process that ran the agent has died; what it had said is kept"
-
-
-def boot_id() -> str:
-    """The id of this boot of this machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"
-
-
-def process_started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def this_process() -> NodeIdentity:

@@ -1,5 +1,6 @@
 /** The HTTP API, as far as the page needs it. */
 
+import { serverClock } from "./clock";
 import type { Message } from "./frames";
 
 export interface Session {
@@ -8,6 +9,22 @@ export interface Session {
   ui_status: "Idle" | "InProgress" | "NeedsReview" | "Archived";
   version: number;
   updated_at: string;
+  /** An action of it waits for a person's approval. */
+  waiting?: boolean;
+}
+
+/** What is in a session's working folder. */
+export interface Entry {
+  name: string;
+  kind: "file" | "folder" | "link" | "other";
+  bytes: number;
+  modified: string;
+}
+
+/** What tools there are, and what holds the commands that they run. */
+export interface Tools {
+  sandbox: { name: string; confined: boolean; reason?: string };
+  tools: { name: string; description: string; approval: string }[];
 }
 
 export interface Page<T> {
@@ -31,13 +48,52 @@ async function call<T>(method: string, path: string, body?: unknown, headers: Re
     init.body = JSON.stringify(body);
     init.headers = { ...headers, "Content-Type": "application/json" };
   }
-  const response = await fetch(path, init);
-  if (!response.ok) {
-    const told = (await response.json().catch(() => ({}))) as { code?: string; detail?: string };
-    throw new Problem(response.status, told.code ?? "internal", told.detail ?? response.statusText);
-  }
+  const response = await answered(path, init);
   return (response.status === 204 ? undefined : await response.json()) as T;
 }
+
+async function answered(path: string, init: RequestInit): Promise<Response> {
+  const response = await fetch(path, init);
+  serverClock.heard(response.headers.get("Date") ?? "");
+  if (response.ok) return response;
+  const told = (await response.json().catch(() => ({}))) as { code?: string; detail?: string };
+  throw new Problem(response.status, told.code ?? "internal", told.detail ?? response.statusText);
+}
+
+export interface Head {
+  bytes: Uint8Array;
+  isWhole: boolean;
+}
+
+/** The first bytes of what is at a path; the rest is not fetched. */
+async function head(path: string, longest: number, signal: AbortSignal): Promise<Head> {
+  const response = await answered(path, { signal });
+  const reader = response.body?.getReader();
+  const chunks: Uint8Array[] = [];
+  for (let got = 0; reader && got <= longest; ) {
+    const { done, value } = await reader.read();
+    if (done) return { bytes: together(chunks), isWhole: true };
+    chunks.push(value);
+    got += value.length;
+  }
+  await reader?.cancel();
+  return { bytes: together(chunks).subarray(0, longest), isWhole: false };
+}
+
+function together(chunks: Uint8Array[]): Uint8Array {
+  const all = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0));
+  let at = 0;
+  for (const chunk of chunks) {
+    all.set(chunk, at);
+    at += chunk.length;
+  }
+  return all;
+}
+
+export const links = {
+  file: (session: string, path: string) => `/api/sessions/${session}/files/content?path=${encodeURIComponent(path)}`,
+  output: (session: string, action: string) => `/api/sessions/${session}/actions/${encodeURIComponent(action)}/output`,
+};
 
 export const api = {
   me: () => call<{ id: string; name: string; role: string }>("GET", "/api/me"),
@@ -58,5 +114,9 @@ export const api = {
   rename: (session: Session, title: string) =>
     call<Session>("PATCH", `/api/sessions/${session.id}`, { title }, { "If-Match": `"${session.version}"` }),
   remove: (id: string) => call<void>("DELETE", `/api/sessions/${id}`),
+  tools: () => call<Tools>("GET", "/api/tools"),
+  files: (session: string, path: string) =>
+    call<{ path: string; entries: Entry[] }>("GET", `/api/sessions/${session}/files?path=${encodeURIComponent(path)}`),
+  file: (session: string, path: string, longest: number, signal: AbortSignal) => head(links.file(session, path), longest, signal),
   continue: (run: string, key: string) => call<{ run: string }>("POST", `/api/runs/${run}/continue`, { key }),
 };

@@ -16,6 +16,7 @@ export interface Metadata {
   first_token_ms?: number;
   duration_ms?: number;
   reasoning?: string;
+  cancel?: Cancel;
 }
 
 /** How a cancelled run was stopped: `metadata.cancel` of its RUN_FINISHED. */
@@ -36,6 +37,34 @@ export interface Action {
   outcome: string | null;
   started_at: string | null;
   ended_at: string | null;
+  /** Code points of the message's text before the action. */
+  offset: number | null;
+  /** What it wrote while it ran; the newest 64 KiB. */
+  live: string;
+  /** Where the whole output is, when `output` is only its head and tail. */
+  link: string | null;
+  /** What it changed in a file, as a unified diff. */
+  diff: string | null;
+  exit_code: number | null;
+}
+
+/** An action that waits for a person's approval. */
+export interface Interrupt {
+  id: string;
+  run: string;
+  action: string;
+  tool: string;
+  args: Record<string, unknown>;
+  reason: string;
+  expires_at: string | null;
+}
+
+export interface Decision {
+  approved: boolean;
+  editedArgs?: Record<string, unknown>;
+  reason?: string;
+  /** Allow the tool from now on in this session. */
+  always?: boolean;
 }
 
 export interface Message {
@@ -69,7 +98,7 @@ export interface State {
   messages: Message[];
   activeRun: ActiveRun | null;
   queue: QueueItem[];
-  interrupts: unknown[];
+  interrupts: Interrupt[];
   open: { messages: string[]; actions: string[] };
 }
 
@@ -115,6 +144,7 @@ export type Command =
   | { type: "unsubscribe"; session: string }
   | { type: "send"; session: string; content: string; key: string; ifBusy: "queue" | "reject" | "interrupt" }
   | { type: "cancel"; session: string; run?: string; reason?: string }
+  | { type: "approve"; session: string; run: string; key: string; decisions: (Decision & { interruptId: string })[] }
   | {
       type: "queue";
       session: string;

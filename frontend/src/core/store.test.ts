@@ -123,4 +123,70 @@ describe("the chat", () => {
     await done;
     expect(world.last("cancel")).toMatchObject({ run: "r" });
   });
+
+  describe("with an action that waits", () => {
+    const asked = (id: string) => ({ id, run: "r", action: "c", tool: "bash", args: {}, reason: "", expires_at: null });
+    const waiting = () => {
+      const world = new World();
+      world.snapshot(0, { activeRun: { run: "r", status: "waiting", message: "a", cancelRequested: false }, interrupts: [asked("i"), asked("j")] });
+      return world;
+    };
+    const answer = async (world: World, frame: Partial<ServerFrame>) => {
+      world.hear({ re: String(world.last("approve")?.id), ...frame } as ServerFrame);
+      await Promise.resolve();
+      await Promise.resolve();
+    };
+
+    it("sends a decision once, and waits until the transcript shows it", async () => {
+      const world = waiting();
+      void world.chat.decide(asked("i"), { approved: true, always: true }, "k");
+      void world.chat.decide(asked("i"), { approved: false }, "l");
+      expect(world.sent.filter((frame) => frame.type === "approve")).toMatchObject([
+        { session: "s", run: "r", key: "k", decisions: [{ interruptId: "i", approved: true, always: true }] },
+      ]);
+      await answer(world, { type: "ack", dup: false, result: { run: null }, at: null });
+      expect([...world.state.deciding]).toEqual(["i"]);
+      world.events({ ...started, event: { type: "CUSTOM", name: "interrupt.resolved", value: { id: "i", approved: true } } });
+      expect(world.state.deciding.size).toBe(0);
+      expect(world.state.transcript?.interrupts).toEqual([asked("j")]);
+    });
+
+    it.each(["already_resolved", "conflict", "no_open_interrupt"])("tells why a decision does not count: %s", async (code) => {
+      const world = waiting();
+      void world.chat.decide(asked("i"), { approved: true }, "k");
+      await answer(world, { type: "error", code, message: "raw words", retryable: false });
+      expect(world.state.problem).toBeTruthy();
+      expect(world.state.problem).not.toContain("raw");
+      expect(world.state.deciding.size).toBe(0);
+    });
+
+    it("can be decided again when the connection was lost", () => {
+      const world = waiting();
+      void world.chat.decide(asked("i"), { approved: true }, "k");
+      world.wire.onclose({ code: 1006 });
+      world.chat.socket.hurry();
+      world.greet();
+      expect(world.state.deciding.size).toBe(0);
+    });
+
+    it("does not send arguments that are longer than a frame", () => {
+      const world = waiting();
+      void world.chat.decide(asked("i"), { approved: true, editedArgs: { text: "x".repeat(300_000) } }, "k");
+      expect(world.last("approve")).toBeUndefined();
+      expect(world.state.problem).toContain("too long");
+    });
+
+    it("is stopped as a run is", () => {
+      const world = waiting();
+      world.chat.cancel();
+      expect(world.last("cancel")).toMatchObject({ run: "r" });
+    });
+
+    it("tells that it asks, which is no end", () => {
+      const world = new World();
+      world.snapshot();
+      world.events(started, { ...ended, event: { type: "RUN_FINISHED", runId: "r", outcome: { type: "interrupt", interrupts: [] } } });
+      expect(world.heard).toEqual(["changed", "asked"]);
+    });
+  });
 });

@@ -1,7 +1,8 @@
 /** What the page knows: the connection, the open session's transcript, and what is not answered yet. */
 
 import { createStore } from "zustand/vanilla";
-import type { Cursor, Message, QueueItem, Recorded, ServerFrame } from "./frames";
+import { serverClock } from "./clock";
+import type { AgUiEvent, Command, Cursor, Decision, Interrupt, Message, QueueItem, Recorded, ServerFrame } from "./frames";
 import { type Memory, Outbox, type Pending } from "./outbox";
 import { type Connection, HoldfastSocket, type Surroundings } from "./socket";
 import { Transcript } from "./transcript";
@@ -22,6 +23,8 @@ export interface ChatState {
   stopping: string | null;
   /** The run of this session that ended last while the page looked on. */
   finished: string | null;
+  /** Interrupts about which this page has sent a decision that is not seen yet. */
+  deciding: ReadonlySet<string>;
   pending: Pending[];
   problem: string | null;
 }
@@ -32,7 +35,8 @@ export interface Http {
   messagesBefore(session: string, id: string): Promise<Message[]>;
 }
 
-export type Listener = (what: "changed" | "ended", session: string) => void;
+/** `asked` when a run begins to wait for a person. */
+export type Listener = (what: "changed" | "ended" | "asked", session: string) => void;
 
 interface Known {
   epoch: string;
@@ -42,6 +46,10 @@ interface Known {
 
 /** Room for a frame's other fields. */
 const FRAME_MARGIN = 1_024;
+const NONE: ReadonlySet<string> = new Set();
+const FASTER = "Somebody was faster: this was decided already.";
+const DECIDED: Record<string, string> = { conflict: FASTER, already_resolved: FASTER, no_open_interrupt: "This question is not open any more." };
+const QUEUED: Record<string, string> = { conflict: "Somebody was faster: the queue has changed." };
 
 export class Chat {
   readonly store = createStore<ChatState>(() => ({
@@ -55,6 +63,7 @@ export class Chat {
     missing: false,
     stopping: null,
     finished: null,
+    deciding: NONE,
     pending: [],
     problem: null,
   }));
@@ -106,6 +115,7 @@ export class Chat {
       missing: false,
       stopping: null,
       finished: null,
+      deciding: NONE,
       problem: null,
     });
     if (session) this.subscribe(session);
@@ -125,11 +135,27 @@ export class Chat {
     void this.askToStop(session, run);
   }
 
+  /** Decide about an action that waits. What comes of it is what the server's events tell. */
+  async decide({ id, run }: Interrupt, decision: Decision, key: string): Promise<void> {
+    const { session, deciding } = this.store.getState();
+    if (!session || deciding.has(id)) return;
+    const command: Command = { type: "approve", session, run, key, decisions: [{ interruptId: id, ...decision }] };
+    if (bytesOf(command) + FRAME_MARGIN > this.socket.limits.frameBytes) {
+      this.store.setState({ problem: "These arguments are too long to be sent." });
+      return;
+    }
+    this.store.setState({ deciding: new Set([...deciding, id]), problem: null });
+    const answer = await this.socket.ask(command);
+    if (answer?.type === "ack" || this.store.getState().session !== session) return;
+    this.store.setState((state) => ({ deciding: without(state.deciding, (one) => one === id) }));
+    this.told(answer, DECIDED);
+  }
+
   async changeQueue(op: "move" | "edit" | "remove", item: QueueItem, more: { position?: number; content?: string } = {}): Promise<boolean> {
     const { session } = this.store.getState();
     if (!session) return false;
     const answer = await this.socket.ask({ type: "queue", session, op, task: item.task, version: item.version, ...more });
-    this.told(answer);
+    this.told(answer, QUEUED);
     return answer?.type === "ack";
   }
 
@@ -162,17 +188,15 @@ export class Chat {
     this.store.setState({ problem: null });
   }
 
-  private told(answer: ServerFrame | null): void {
+  /** Tell what went wrong, in the words for its code where there are some. */
+  private told(answer: ServerFrame | null, words: Record<string, string> = {}): void {
     if (answer === null) this.store.setState({ problem: "The connection was lost; it is not sure that this was done." });
-    if (answer?.type !== "error") return;
-    const words = answer.code === "conflict" ? "Somebody was faster: the queue has changed." : answer.message;
-    this.store.setState({ problem: words });
+    if (answer?.type === "error") this.store.setState({ problem: words[answer.code] ?? answer.message });
   }
 
   private async carry(message: Pending): Promise<ServerFrame | null> {
     const { key, session, content, ifBusy } = message;
-    const bytes = new TextEncoder().encode(JSON.stringify(content)).length;
-    if (bytes + FRAME_MARGIN > this.socket.limits.frameBytes) return this.http.send(message);
+    if (bytesOf(content) + FRAME_MARGIN > this.socket.limits.frameBytes) return this.http.send(message);
     return this.socket.ask({ type: "send", session, content, key, ifBusy });
   }
 
@@ -186,6 +210,7 @@ export class Chat {
 
   private resume(): void {
     const { session, stopping } = this.store.getState();
+    this.store.setState({ deciding: NONE });
     if (session) this.subscribe(session);
     if (session && stopping !== null) void this.askToStop(session, stopping);
     void this.outbox.deliver();
@@ -240,24 +265,29 @@ export class Chat {
     }
     this.known.set(session, known);
     known.transcript.applyAll(fresh);
-    for (const { event, run } of fresh) this.noteRun(event.type, session, run);
+    serverClock.heard(fresh.at(-1)?.ts ?? "");
+    for (const { event, run } of fresh) this.noteRun(event, session, run);
   }
 
-  private noteRun(type: string, session: string, run: string | null): void {
-    if (type === "RUN_STARTED" || type === "CUSTOM") this.listener("changed", session);
+  private noteRun(event: AgUiEvent, session: string, run: string | null): void {
+    const { type } = event;
+    if (type === "RUN_STARTED" || (type === "CUSTOM" && event.name !== "action.output")) this.listener("changed", session);
     if (type !== "RUN_FINISHED" && type !== "RUN_ERROR") return;
     if (session === this.store.getState().session) this.store.setState({ finished: run });
-    this.listener("ended", session);
+    const isAsking = (event.outcome as { type?: string } | undefined)?.type === "interrupt";
+    this.listener(isAsking ? "asked" : "ended", session);
   }
 
   private publish(): void {
-    this.store.setState(({ session, stopping, revision }) => {
+    this.store.setState(({ session, stopping, deciding, revision }) => {
       const known = session ? this.known.get(session) : undefined;
       const run = known?.transcript.activeRun ?? null;
       const isStopSeen = stopping !== null && stopping !== "" && (run?.run !== stopping || run.cancelRequested);
+      const asked = known?.transcript.interrupts ?? [];
       return {
         transcript: known?.transcript ?? null,
         earlier: known?.earlier ?? false,
+        deciding: without(deciding, (id) => !asked.some((one) => one.id === id)),
         stopping: isStopSeen ? null : stopping,
         revision: revision + 1,
       };
@@ -272,4 +302,14 @@ export class Chat {
       return known.epoch !== place.epoch || known.transcript.seq >= place.seq;
     });
   }
+}
+
+function bytesOf(value: unknown): number {
+  return new TextEncoder().encode(JSON.stringify(value)).length;
+}
+
+/** The set without some; the same set when none of them is in it. */
+function without(all: ReadonlySet<string>, isGone: (id: string) => boolean): ReadonlySet<string> {
+  const left = [...all].filter((id) => !isGone(id));
+  return left.length === all.size ? all : new Set(left);
 }

@@ -1,6 +1,7 @@
 /** The fold: the twin of `domain/transcript.py`, held to it by the golden files in tests/golden. */
 
-import type { Action, ActiveRun, AgUiEvent, Cancel, Message, Metadata, QueueItem, Recorded, State } from "./frames";
+import { begun, ended, heard, interruptsOf, parsedArguments, whole } from "./actions";
+import type { Action, ActiveRun, AgUiEvent, Cancel, Interrupt, Message, Metadata, QueueItem, Recorded, State } from "./frames";
 
 const FLAGS: Metadata = { streaming: false, cancelled: false, has_error: false, interrupted: false };
 
@@ -15,9 +16,17 @@ export class Transcript {
   messages: Message[] = [];
   activeRun: ActiveRun | null = null;
   queue: QueueItem[] = [];
-  interrupts: unknown[] = [];
+  interrupts: Interrupt[] = [];
   /** How the runs ended that were seen to be cancelled. */
   stopped = new Map<string, Cancel>();
+  /** By run, the run that went on from it when its approvals were decided. */
+  continued = new Map<string, string>();
+  /** Runs in which older output was left out of what the model sees. */
+  shortened = new Set<string>();
+  /** By action, how and when a person decided about it while the page looked on. */
+  decided = new Map<string, { approved: boolean; at: string }>();
+  /** Actions that write more than is told live. */
+  cut = new Set<string>();
   seq = 0;
   private readonly arguments = new Map<string, string>();
 
@@ -26,36 +35,16 @@ export class Transcript {
   static from(session: string, seq: number, state: State): Transcript {
     const transcript = new Transcript(session);
     transcript.seq = seq;
-    transcript.messages = state.messages.map((message) => ({ ...message, actions: [...message.actions] }));
+    transcript.messages = state.messages.map(whole);
     transcript.activeRun = state.activeRun ? { ...state.activeRun } : null;
     transcript.queue = state.queue.map((item) => ({ ...item }));
     transcript.interrupts = state.interrupts;
     return transcript;
   }
 
-  /** Apply the next events. Deltas of one message are joined before they are appended. */
+  /** Apply the next events. */
   applyAll(records: Recorded[]): void {
-    let run: string | null = null;
-    let id = "";
-    let deltas: string[] = [];
-    const flush = () => {
-      if (deltas.length > 0) this.appendContent(id, deltas.join(""));
-      deltas = [];
-    };
-    for (const record of records) {
-      if (record.event.type === "TEXT_MESSAGE_CONTENT" && typeof record.event.delta === "string") {
-        const next = String(record.event.messageId);
-        if (next !== id || record.run !== run) flush();
-        run = record.run;
-        id = next;
-        deltas.push(record.event.delta);
-        this.seq = record.seq;
-      } else {
-        flush();
-        this.apply(record);
-      }
-    }
-    flush();
+    for (const record of joined(records)) this.apply(record);
   }
 
   apply({ seq, run, ts, event }: Recorded): void {
@@ -85,14 +74,14 @@ export class Transcript {
       case "TOOL_CALL_RESULT":
         return this.applyAction(event, ts);
       case "CUSTOM":
-        return this.applyCustom(String(event.name), (event.value ?? {}) as Record<string, unknown>);
+        return this.applyCustom(String(event.name), (event.value ?? {}) as Record<string, unknown>, run, ts);
     }
   }
 
   /** Put messages before the ones that are known, as when a snapshot held only the newest. */
   prepend(earlier: Message[]): void {
     const known = new Set(this.messages.map((message) => message.id));
-    this.messages = [...earlier.filter((message) => !known.has(message.id)), ...this.messages];
+    this.messages = [...earlier.filter((message) => !known.has(message.id)).map(whole), ...this.messages];
   }
 
   state(): State {
@@ -109,6 +98,17 @@ export class Transcript {
           .map((action) => action.id),
       },
     };
+  }
+
+  /** How a run was stopped, itself or where it went on after its approvals. */
+  cancelOf(run: string): Cancel | undefined {
+    return this.stopped.get(run) ?? this.stopped.get(this.lastOf(run));
+  }
+
+  /** The run in which a run's work went on last. */
+  lastOf(run: string): string {
+    const next = this.continued.get(run);
+    return next === undefined || next === run ? run : this.lastOf(next);
   }
 
   private change(id: string, edit: (message: Message) => Message): void {
@@ -152,42 +152,68 @@ export class Transcript {
     this.queue = numbered(this.queue.filter((item) => item.task !== run));
     const message = String((event.metadata as { message?: string } | undefined)?.message ?? "");
     this.activeRun = { run, status: "running", message, cancelRequested: false };
+    this.interrupts = [];
+    if (event.parentRunId) this.continued.set(String(event.parentRunId), run);
   }
 
   private endRun(event: AgUiEvent, run: string | null): void {
     const cancel = (event.metadata as { cancel?: Cancel } | undefined)?.cancel;
     if (cancel && run) this.stopped.set(run, cancel);
-    this.activeRun = null;
+    const asked = run && event.type === "RUN_FINISHED" ? interruptsOf(event, run) : null;
+    this.interrupts = asked ?? this.interrupts;
+    this.activeRun = asked && this.activeRun ? { ...this.activeRun, status: "waiting" } : null;
   }
 
   private applyAction(event: AgUiEvent, ts: string): void {
     const id = String(event.toolCallId);
-    if (event.type === "TOOL_CALL_START") {
-      this.change(String(event.parentMessageId ?? ""), (message) => {
-        const blank = { input: {}, output: null, status: "pending", outcome: null, started_at: ts, ended_at: null };
-        const action: Action = { id, type: String(event.toolCallName), position: message.actions.length, ...blank };
-        return { ...message, actions: [...message.actions, action] };
-      });
-      return;
+    switch (event.type) {
+      case "TOOL_CALL_START":
+        return this.change(String(event.parentMessageId ?? ""), (message) => ({
+          ...message,
+          actions: [...message.actions, begun(event, message.actions.length, ts)],
+        }));
+      case "TOOL_CALL_ARGS":
+        this.arguments.set(id, (this.arguments.get(id) ?? "") + String(event.delta));
+        return;
+      case "TOOL_CALL_END":
+        return this.changeAction(id, (action) => ({ ...action, input: parsedArguments(this.arguments.get(id) ?? "") }));
+      default:
+        return this.changeAction(id, (action) => ended(action, event, ts));
     }
+  }
+
+  /** Edit an action, of whichever message: an approved one belongs to an earlier run's. */
+  private changeAction(id: string, edit: (action: Action) => Action): void {
     const owner = this.messages.findLast((message) => message.actions.some((action) => action.id === id));
     if (!owner) return;
-    if (event.type === "TOOL_CALL_ARGS") {
-      this.arguments.set(id, (this.arguments.get(id) ?? "") + String(event.delta));
-      return;
-    }
-    const edit = (action: Action): Action => {
-      if (event.type === "TOOL_CALL_END") return { ...action, input: parsed(this.arguments.get(id) ?? "") };
-      const told = (event.metadata as { action?: { status?: string; outcome?: string } } | undefined)?.action;
-      const status = told?.status ?? "success";
-      return { ...action, output: event.content, ended_at: ts, status, outcome: told?.outcome ?? "success" };
-    };
     const actions = owner.actions.map((action) => (action.id === id ? edit(action) : action));
     this.change(owner.id, (message) => ({ ...message, actions }));
   }
 
-  private applyCustom(name: string, value: Record<string, unknown>): void {
-    if (name === "queue.changed") return this.changeQueue(value as QueueChange);
+  private applyCustom(name: string, value: Record<string, unknown>, run: string | null, ts: string): void {
+    switch (name) {
+      case "queue.changed":
+        return this.changeQueue(value as QueueChange);
+      case "action.output":
+        if (value.cut === true) this.cut.add(String(value.toolCallId));
+        return this.changeAction(String(value.toolCallId), (action) => heard(action, String(value.text ?? "")));
+      case "interrupt.resolved":
+        return this.resolve(String(value.id), value.approved === true, ts);
+      case "history.shortened":
+        if (run) this.shortened.add(run);
+        return;
+      default:
+        this.changeRun(name);
+    }
+  }
+
+  private resolve(id: string, approved: boolean, at: string): void {
+    const asked = this.interrupts.find((one) => one.id === id);
+    if (asked) this.decided.set(asked.action, { approved, at });
+    this.interrupts = this.interrupts.filter((one) => one.id !== id);
+  }
+
+  private changeRun(name: string): void {
     if (!this.activeRun) return;
     if (name === "run.cancel_requested") this.activeRun = { ...this.activeRun, cancelRequested: true };
     if (name === "run.requeued") this.activeRun = { ...this.activeRun, status: "queued" };
@@ -210,12 +236,30 @@ function numbered(line: QueueItem[]): QueueItem[] {
   return line.map((item, place) => ({ ...item, position: place + 1 }));
 }
 
-function parsed(text: string): Record<string, unknown> {
-  try {
-    const value: unknown = text === "" ? {} : JSON.parse(text);
-    const isObject = typeof value === "object" && value !== null && !Array.isArray(value);
-    return isObject ? (value as Record<string, unknown>) : { arguments: value };
-  } catch {
-    return { arguments: text };
+/** Events with what one message or action got in a row put together, so that each is changed once. */
+function joined(records: Recorded[]): Recorded[] {
+  const found: Recorded[] = [];
+  for (const record of records) {
+    const before = found.at(-1);
+    const event = before && before.run === record.run ? together(before.event, record.event) : null;
+    if (event) found[found.length - 1] = { ...record, event };
+    else found.push(record);
   }
+  return found;
+}
+
+/** Two events as one, when they append to the same text. */
+function together(one: AgUiEvent, other: AgUiEvent): AgUiEvent | null {
+  if (one.type !== other.type) return null;
+  if (one.type === "TEXT_MESSAGE_CONTENT" && one.messageId === other.messageId) return { ...other, delta: `${String(one.delta)}${String(other.delta)}` };
+  if (one.type !== "CUSTOM" || one.name !== "action.output" || other.name !== "action.output") return null;
+  const [first, second] = [one.value as Output, other.value as Output];
+  if (first.toolCallId !== second.toolCallId || first.cut || second.cut) return null;
+  return { ...other, value: { ...second, text: first.text + second.text } };
+}
+
+interface Output {
+  toolCallId: string;
+  text: string;
+  cut?: boolean;
 }

@@ -1,12 +1,15 @@
-import { useEffect, useState } from "react";
+import { lazy, Suspense, useEffect, useState } from "react";
 import { api } from "../core/api";
 import { Banner } from "./Banner";
 import { chat, newKey } from "./browser";
+import { Boundary } from "./chat/Boundary";
 import { ChatPage } from "./chat/ChatPage";
-import { usePageTitle, useMe, useRoute, useSessions, useTheme, useUnread, type User } from "./hooks";
+import { useChat, usePageTitle, useMe, useRoute, useSessions, useTheme, useUnread, type User } from "./hooks";
 import { Keys } from "./Keys";
 import { Login } from "./Login";
 import { Sidebar } from "./Sidebar";
+
+const FilesDialog = lazy(() => import("./FilesDialog"));
 
 export function App() {
   const [me, again] = useMe();
@@ -72,12 +75,35 @@ function Workspace({ me }: { me: User }) {
             ☰
           </button>
           <h1 className="page-title">{session ? title || "Conversation" : "New chat"}</h1>
+          {session && <FilesButton key={session} session={session} />}
         </header>
         <Banner />
         <ChatPage key={session ?? "new"} session={session} onSay={say} />
       </main>
       {keys && <Keys onClose={() => setKeys(false)} />}
     </div>
+  );
+}
+
+/** The working folder; a session in which nothing was done has none. */
+function FilesButton({ session }: { session: string }) {
+  const [isOpen, setOpen] = useState(false);
+  useChat((state) => state.revision);
+  const hasActed = useChat((state) => state.session === session && state.transcript?.messages.some((m) => m.actions.length > 0));
+  if (!hasActed) return null;
+  return (
+    <>
+      <button type="button" className="head-button" aria-haspopup="dialog" onClick={() => setOpen(true)}>
+        Files
+      </button>
+      {isOpen && (
+        <Boundary text="This page is out of date. Reload it.">
+          <Suspense>
+            <FilesDialog session={session} onClose={() => setOpen(false)} />
+          </Suspense>
+        </Boundary>
+      )}
+    </>
   );
 }
 

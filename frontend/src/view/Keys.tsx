@@ -4,6 +4,8 @@ const KEYS = [
   ["Enter", "send"],
   ["Shift Enter", "new line"],
   ["Esc", "stop the run"],
+  ["Alt A", "go to what waits for your approval"],
+  ["Enter, Space", "on an action: fold and unfold it"],
   ["Alt N", "new chat"],
   ["/", "search conversations"],
   ["Alt ↑, Alt ↓", "move a waiting message that has the focus"],

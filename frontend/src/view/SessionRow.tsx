@@ -24,8 +24,7 @@ export function SessionRow({ session, isCurrent, isUnread, onOpen, attempt }: Pr
   const [isRenaming, setRenaming] = useState(false);
   const [isDeleting, setDeleting] = useState(false);
   const title = session.title || "Untitled";
-  const words = STATUS[session.ui_status] || (isUnread ? "new answer" : "");
-  const kind = isUnread && session.ui_status !== "InProgress" ? "unread" : session.ui_status;
+  const [kind, words] = mark(session, isUnread);
   const rename = (text: string) => {
     setRenaming(false);
     if (text.trim() && text.trim() !== session.title) attempt(api.rename(session, text.trim()));
@@ -40,7 +39,7 @@ export function SessionRow({ session, isCurrent, isUnread, onOpen, attempt }: Pr
   };
   if (isRenaming) return <li><TitleField title={session.title} onDone={rename} onLeave={() => setRenaming(false)} /></li>;
   return (
-    <li className={isCurrent ? "current" : ""} data-testid="session" data-session={session.id} data-status={session.ui_status} data-unread={isUnread}>
+    <li className={isCurrent ? "current" : ""} data-testid="session" data-session={session.id} data-status={session.ui_status} data-unread={isUnread} data-waiting={session.waiting ?? false}>
       <button type="button" className="title" aria-current={isCurrent ? "page" : undefined} onClick={() => onOpen(session.id)} onDoubleClick={() => setRenaming(true)} title={title}>
         <span className="name">{title}</span>
         {words && <span className={`dot ${kind}`} title={words} />}
@@ -58,6 +57,13 @@ export function SessionRow({ session, isCurrent, isUnread, onOpen, attempt }: Pr
       )}
     </li>
   );
+}
+
+/** The kind of dot beside a session, and what it means. */
+function mark(session: Session, isUnread: boolean): [kind: string, words: string] {
+  if (session.waiting) return ["asking", "waits for your approval"];
+  if (isUnread && session.ui_status !== "InProgress") return ["unread", STATUS[session.ui_status] || "new answer"];
+  return [session.ui_status, STATUS[session.ui_status]];
 }
 
 interface MenuProps {

@@ -2,11 +2,25 @@ import { keepPreviousData, useInfiniteQuery, useQueryClient } from "@tanstack/re
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { useStore } from "zustand";
 import { api, Problem, type Session } from "../core/api";
+import { serverClock } from "../core/clock";
 import type { ChatState } from "../core/store";
 import { chat, remember } from "./browser";
 
 export function useChat<T>(pick: (state: ChatState) => T): T {
   return useStore(chat.store, pick);
+}
+
+const TICK_MS = 1_000;
+
+/** The server's time in ms, told anew each second while something is measured against it. */
+export function useServerTime(isTicking: boolean): number {
+  const [now, setNow] = useState(() => serverClock.now());
+  useEffect(() => {
+    if (!isTicking) return;
+    const timer = setInterval(() => setNow(serverClock.now()), TICK_MS);
+    return () => clearInterval(timer);
+  }, [isTicking]);
+  return now;
 }
 
 const POLL_MS = 3_000;
@@ -71,20 +85,22 @@ export function useUnread(sessions: Session[], current: string | null): Readonly
   return unread;
 }
 
-/** The session's title in the tab, and a sign when a run ended while the tab was hidden. */
+const UNSEEN = { ended: "● Finished · ", asked: "● Waits for you · " };
+
+/** The session's title in the tab, and a sign when a run ended or asks while the tab was hidden. */
 export function usePageTitle(title: string, onChange: () => void): void {
-  const [unseen, setUnseen] = useState(false);
+  const [unseen, setUnseen] = useState("");
   useEffect(() => {
     chat.onChange((what) => {
       onChange();
-      if (what === "ended" && document.hidden) setUnseen(true);
+      if (what !== "changed" && document.hidden) setUnseen(UNSEEN[what]);
     });
-    const seen = () => !document.hidden && setUnseen(false);
+    const seen = () => !document.hidden && setUnseen("");
     document.addEventListener("visibilitychange", seen);
     return () => document.removeEventListener("visibilitychange", seen);
   }, [onChange]);
   useEffect(() => {
-    document.title = `${unseen ? "● Finished · " : ""}${title ? `${title} · ` : ""}Holdfast`;
+    document.title = `${unseen}${title ? `${title} · ` : ""}Holdfast`;
   }, [title, unseen]);
 }
 

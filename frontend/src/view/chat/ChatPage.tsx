@@ -1,11 +1,13 @@
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { api } from "../../core/api";
+import type { Transcript } from "../../core/transcript";
 import { chat, inWords, newKey } from "../browser";
 import { useChat, useDraft } from "../hooks";
+import { Approval } from "./Approval";
 import { Composer } from "./Composer";
 import { Queue } from "./Queue";
 import { Announcer, Status } from "./Status";
-import { TranscriptView } from "./TranscriptView";
+import { TranscriptView, type View } from "./TranscriptView";
 
 interface Props {
   session: string | null;
@@ -25,7 +27,12 @@ export function ChatPage({ session, onSay }: Props) {
   const run = transcript?.activeRun ?? null;
   const isBusy = run !== null || pending.some((one) => one.problem === undefined) || (transcript?.queue.length ?? 0) > 0;
   const isStopping = stopping !== null || (run?.cancelRequested ?? false);
+  const view = useRef<View>(null);
+  const asked = run?.status === "waiting" ? (transcript?.interrupts ?? []) : [];
+  const first = asked[0];
+  const review = first ? () => view.current?.show(first.action) : undefined;
   useStopKey(isBusy);
+  useReviewKey(review);
 
   const say = () => {
     const content = draft;
@@ -38,15 +45,22 @@ export function ChatPage({ session, onSay }: Props) {
   };
   const goOn = async (last: string) => {
     setFailed("");
-    await api.continue(last, newKey()).catch((error: unknown) => setFailed(inWords(error)));
+    await api.continue(transcript?.lastOf(last) ?? last, newKey()).catch((error: unknown) => setFailed(inWords(error)));
   };
   const words = problem ?? failed;
   if (isMissing) return <Missing />;
   return (
     <>
-      <TranscriptView session={session} transcript={transcript} pending={pending} onContinue={goOn} />
+      <TranscriptView view={view} session={session} transcript={transcript} pending={pending} onContinue={goOn} />
       <div className="dock">
-        <Status transcript={transcript} isStopping={isStopping} />
+        <div className="status-row">
+          <Status transcript={transcript} isStopping={isStopping} />
+          {review && (
+            <button type="button" className="review" title="Alt A" onClick={review} data-testid="review">
+              Review
+            </button>
+          )}
+        </div>
         <Announcer transcript={transcript} />
         {words && (
           <p role="alert" className="problem">
@@ -56,6 +70,7 @@ export function ChatPage({ session, onSay }: Props) {
             </button>
           </p>
         )}
+        {transcript && asked.filter((one) => !isShown(transcript, one.action)).map((one) => <Approval key={one.id} asked={one} />)}
         {transcript && transcript.queue.length > 0 && run && <Queue items={transcript.queue} />}
         <Composer draft={draft} onDraft={setDraft} onSend={say} isBusy={isBusy} isStopping={isStopping} />
       </div>
@@ -72,6 +87,24 @@ function useStopKey(isBusy: boolean): void {
     window.addEventListener("keydown", onKey);
     return () => window.removeEventListener("keydown", onKey);
   }, [isBusy]);
+}
+
+/** Alt A goes to what waits for approval. */
+function useReviewKey(review: (() => void) | undefined): void {
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      if (!review || !event.altKey || event.code !== "KeyA") return;
+      event.preventDefault();
+      review();
+    };
+    window.addEventListener("keydown", onKey);
+    return () => window.removeEventListener("keydown", onKey);
+  }, [review]);
+}
+
+/** Whether the conversation has the action; one of long ago may not be loaded. */
+function isShown(transcript: Transcript, action: string): boolean {
+  return transcript.messages.some((message) => message.actions.some((one) => one.id === action));
 }
 
 function Missing() {

@@ -4,7 +4,7 @@ import { CopyButton } from "./CopyButton";
 import { sanitized } from "./sanitize";
 
 /** Markdown that streams; only blocks that changed are rendered again. */
-export function Markdown({ text, streaming }: { text: string; streaming: boolean }) {
+export const Markdown = memo(function Markdown({ text, streaming }: { text: string; streaming: boolean }) {
   const stream = useMemo(() => new MarkdownStream(), []);
   const blocks = stream.update(text, streaming);
   const wasStreaming = useRef(streaming);
@@ -17,7 +17,7 @@ export function Markdown({ text, streaming }: { text: string; streaming: boolean
       ))}
     </div>
   );
-}
+});
 
 /** So many blocks are compared at once, so that a long text costs little to look through. */
 const GROUP = 40;

@@ -1,16 +1,30 @@
-import { memo, useState } from "react";
-import type { Cancel, Message } from "../../core/frames";
+import { memo, useMemo, useState } from "react";
+import { parts, wasStopped } from "../../core/actions";
+import type { Cancel, Interrupt, Message } from "../../core/frames";
 import { pieces } from "../../core/markdown";
+import { stopWords, took } from "../../core/words";
+import { ActionView } from "./ActionView";
 import { CopyButton } from "./CopyButton";
 import { Markdown } from "./Markdown";
+
+/** What is going on with a message's actions besides what the message itself says. */
+export interface Doings {
+  interrupts: Interrupt[];
+  decided: ReadonlyMap<string, { approved: boolean; at: string }>;
+  cut: ReadonlySet<string>;
+  isHeld: boolean;
+}
 
 interface Props {
   message: Message;
   isLast: boolean;
+  doings: Doings;
   /** How the message's run was stopped, when that was seen. */
   cancel: Cancel | undefined;
   /** The message's run ended before there was an answer. */
   isUnanswered: boolean;
+  /** Older output was left out of what the model saw. */
+  isShortened: boolean;
   onContinue: ((run: string) => Promise<void>) | undefined;
 }
 
@@ -18,7 +32,8 @@ export const MessageView = memo(function MessageView(props: Props) {
   const { message } = props;
   if (message.role === "user") return <Said message={message} isUnanswered={props.isUnanswered} />;
   const { metadata } = message;
-  const isCut = metadata.cancelled || metadata.has_error || metadata.interrupted;
+  const isStopped = metadata.cancelled || (props.isLast && wasStopped(message));
+  const isCut = isStopped || metadata.has_error || metadata.interrupted;
   return (
     <article
       className="message assistant"
@@ -29,14 +44,42 @@ export const MessageView = memo(function MessageView(props: Props) {
       aria-label="Assistant"
       aria-busy={metadata.streaming}
     >
-      {metadata.reasoning && <Reasoning text={metadata.reasoning} isOpen={metadata.streaming && message.content === ""} />}
-      <Markdown text={message.content} streaming={metadata.streaming} />
-      {metadata.streaming && message.content === "" && <span className="waiting" aria-hidden="true" />}
-      {isCut && <Cut {...props} />}
+      {props.isShortened && <p className="note" data-testid="shortened">Older tool output was left out of what the model sees.</p>}
+      {metadata.reasoning && <Reasoning text={metadata.reasoning} isOpen={metadata.streaming && message.content === "" && message.actions.length === 0} />}
+      <Content {...props} />
+      {isCut && <Cut {...props} isStopped={isStopped} />}
       {!metadata.streaming && <Footer message={message} />}
     </article>
   );
 });
+
+/** What the message says and does, in the order in which it came. */
+function Content({ message, doings }: Props) {
+  const { content, actions, metadata, session } = message;
+  const all = useMemo(() => parts(content, actions), [content, actions]);
+  const last = all.at(-1);
+  const isSilent = last && "action" in last ? last.action.status !== "pending" : content === "";
+  return (
+    <>
+      {all.map((part) =>
+        "text" in part ? (
+          <Markdown key={part.key} text={part.text} streaming={metadata.streaming && part === last} />
+        ) : (
+          <ActionView
+            key={part.action.id}
+            session={session}
+            action={part.action}
+            asked={doings.interrupts.find((one) => one.action === part.action.id)}
+            decided={doings.decided.get(part.action.id)}
+            isHeld={doings.isHeld}
+            isCut={doings.cut.has(part.action.id)}
+          />
+        ),
+      )}
+      {metadata.streaming && isSilent && <span className="waiting" aria-hidden="true" />}
+    </>
+  );
+}
 
 function Said({ message, isUnanswered }: { message: Message; isUnanswered: boolean }) {
   return (
@@ -89,7 +132,7 @@ function Reasoning({ text, isOpen }: { text: string; isOpen: boolean }) {
   );
 }
 
-function Cut({ message, isLast, cancel, onContinue }: Props) {
+function Cut({ message, isLast, cancel, isStopped, onContinue }: Props & { isStopped: boolean }) {
   const [isAsked, setAsked] = useState(false);
   const { metadata, run } = message;
   const goOn = async () => {
@@ -99,7 +142,7 @@ function Cut({ message, isLast, cancel, onContinue }: Props) {
   };
   return (
     <div className={metadata.has_error ? "cut bad" : "cut"} role={metadata.has_error && isLast ? "alert" : undefined} data-testid="cut">
-      <span>{cutWords(message, cancel)}</span>
+      <span>{isStopped ? stopWords(metadata.cancel ?? cancel) : cutWords(message)}</span>
       {onContinue && run && (
         <button type="button" disabled={isAsked} onClick={() => void goOn()}>
           Continue
@@ -109,16 +152,10 @@ function Cut({ message, isLast, cancel, onContinue }: Props) {
   );
 }
 
-function cutWords({ metadata }: Message, cancel: Cancel | undefined): string {
-  if (metadata.has_error) {
-    const { code, id } = metadata.error ?? { code: "error", id: "" };
-    return `The answer failed: ${code.replaceAll("_", " ")}. What came is kept.${id ? ` In the server's log: ${id}` : ""}`;
-  }
-  if (!metadata.cancelled) return "The server stopped while it answered. What it had said is kept.";
-  if (!cancel) return "Stopped.";
-  const ended = cancel.processes?.length ?? 0;
-  const processes = ended === 0 ? "" : `, with ${ended} ${ended === 1 ? "process" : "processes"}`;
-  return `Stopped in ${cancel.took_ms} ms${processes}.${cancel.reason ? ` Reason: ${cancel.reason}` : ""}`;
+function cutWords({ metadata }: Message): string {
+  if (!metadata.has_error) return "The server stopped while it answered. What it had said is kept.";
+  const { code, id } = metadata.error ?? { code: "error", id: "" };
+  return `The answer failed: ${code.replaceAll("_", " ")}. What came is kept.${id ? ` In the server's log: ${id}` : ""}`;
 }
 
 function Footer({ message }: { message: Message }) {
@@ -126,7 +163,7 @@ function Footer({ message }: { message: Message }) {
   const facts = [
     model,
     usage && `${usage.input_tokens.toLocaleString("en")} → ${usage.output_tokens.toLocaleString("en")} tokens`,
-    total !== undefined && (total < 1_000 ? `${total} ms` : `${(total / 1_000).toFixed(1)} s`),
+    total !== undefined && took(total),
     first !== undefined && `first word after ${first} ms`,
   ].filter(Boolean);
   return (

@@ -1,5 +1,6 @@
 import { useChat } from "../hooks";
-import type { Metadata } from "../../core/frames";
+import { wasStopped } from "../../core/actions";
+import type { ActiveRun, Interrupt, Message } from "../../core/frames";
 import type { Transcript } from "../../core/transcript";
 
 /** Says in words, for those who do not see it, what is going on. */
@@ -7,17 +8,27 @@ export function Status({ transcript, isStopping }: { transcript: Transcript | nu
   const run = transcript?.activeRun;
   const last = transcript?.messages.at(-1);
   let words = "";
-  if (run) words = isStopping ? "Stopping…" : run.status === "queued" ? "Waiting to go on…" : "Generating…";
-  else if (last?.role === "assistant") words = outcome(last.metadata);
+  if (run) words = isStopping ? "Stopping…" : going(run, transcript.interrupts);
+  else if (last?.role === "assistant") words = outcome(last);
+  const look = run?.status === "waiting" ? "status asking" : run ? "status busy" : "status";
   return (
-    <p role="status" className={run ? "status busy" : "status"} data-testid="status">
+    <p role="status" className={look} data-testid="status">
       {words}
     </p>
   );
 }
 
-function outcome(metadata: Metadata): string {
-  if (metadata.cancelled) return "Stopped";
+function going(run: ActiveRun, asked: Interrupt[]): string {
+  if (run.status === "queued") return "Waiting to go on…";
+  if (run.status !== "waiting") return "Generating…";
+  const tools = [...new Set(asked.map((one) => one.tool))].join(", ");
+  if (asked.length === 0) return "Your answer is taken; it goes on soon…";
+  return asked.length === 1 ? `Waiting for your approval: ${tools}` : `Waiting for your approval of ${asked.length} actions: ${tools}`;
+}
+
+function outcome(message: Message): string {
+  const { metadata } = message;
+  if (wasStopped(message)) return "Stopped";
   if (metadata.has_error) return "Failed";
   return metadata.interrupted ? "Interrupted" : "Complete";
 }

@@ -1,15 +1,23 @@
 import { useVirtualizer } from "@tanstack/react-virtual";
-import { useCallback, useRef, useState } from "react";
+import { type Ref, useCallback, useImperativeHandle, useMemo, useRef, useState } from "react";
 import type { Message } from "../../core/frames";
 import type { Pending } from "../../core/outbox";
 import type { Transcript } from "../../core/transcript";
 import { chat } from "../browser";
+import { approvalId } from "./Approval";
 import { Boundary } from "./Boundary";
-import { MessageView } from "./MessageView";
+import { type Doings, MessageView } from "./MessageView";
 import { PendingView } from "./PendingView";
 import { useFollowing } from "./following";
 
+/** What can be asked of the conversation from beside it. */
+export interface View {
+  /** Bring an action's approval into sight and give it the focus. */
+  show(action: string): void;
+}
+
 interface Props {
+  view: Ref<View>;
   session: string | null;
   transcript: Transcript | null;
   pending: Pending[];
@@ -17,7 +25,7 @@ interface Props {
 }
 
 /** The conversation: only what is in sight is in the page, and it follows its end until somebody scrolls up. */
-export function TranscriptView({ session, transcript, pending, onContinue }: Props) {
+export function TranscriptView({ view, session, transcript, pending, onContinue }: Props) {
   const box = useRef<HTMLDivElement>(null);
   const content = useRef<HTMLDivElement>(null);
   const messages = transcript?.messages ?? [];
@@ -26,6 +34,14 @@ export function TranscriptView({ session, transcript, pending, onContinue }: Pro
   const rows = useRows(box, messages, waiting);
   const { isFollowing, onScroll, follow } = useFollowing(box, content, pending.length);
   const canContinue = run === null && waiting.length === 0;
+  const doings = useDoings(transcript);
+  useImperativeHandle(view, () => ({
+    show: (action) => {
+      const index = messages.findLastIndex((message) => message.actions.some((one) => one.id === action));
+      if (index >= 0 && !document.getElementById(approvalId(action))) rows.scrollToIndex(index, { align: "end" });
+      focusSoon(approvalId(action));
+    },
+  }));
 
   const row = (index: number) => {
     const message = messages[index];
@@ -40,8 +56,10 @@ export function TranscriptView({ session, transcript, pending, onContinue }: Pro
         <MessageView
           message={message}
           isLast={isLast}
-          cancel={message.run ? transcript?.stopped.get(message.run) : undefined}
+          doings={message.actions.length > 0 ? doings : IDLE}
+          cancel={message.run ? transcript?.cancelOf(message.run) : undefined}
           isUnanswered={isUnanswered}
+          isShortened={message.run !== null && (transcript?.shortened.has(message.run) ?? false)}
           onContinue={isLast && canContinue ? onContinue : undefined}
         />
       </Boundary>
@@ -83,6 +101,26 @@ export function TranscriptView({ session, transcript, pending, onContinue }: Pro
   );
 }
 
+const IDLE: Doings = { interrupts: [], decided: new Map(), cut: new Set(), isHeld: false };
+
+/** What goes on with actions; the same object until that changes. Decisions come with interrupts, cuts are counted. */
+function useDoings(transcript: Transcript | null): Doings {
+  const interrupts = transcript?.interrupts ?? IDLE.interrupts;
+  const isHeld = transcript?.activeRun?.status === "waiting";
+  const cuts = transcript?.cut.size ?? 0;
+  return useMemo(() => ({ interrupts, decided: transcript?.decided ?? IDLE.decided, cut: transcript?.cut ?? IDLE.cut, isHeld }), [transcript, interrupts, isHeld, cuts]);
+}
+
+const PATIENCE_FRAMES = 30;
+
+/** Focus an element that is about to be in the page. */
+function focusSoon(id: string, frames = PATIENCE_FRAMES): void {
+  const element = document.getElementById(id);
+  element?.focus({ preventScroll: true });
+  element?.scrollIntoView({ block: "nearest" });
+  if (!element && frames > 0) requestAnimationFrame(() => focusSoon(id, frames - 1));
+}
+
 /** What is said but not begun: what the server has while no run goes on yet, then what it does not have. */
 function useWaiting(transcript: Transcript | null, pending: Pending[]): Pending[] {
   if (!transcript || transcript.activeRun) return pending;
@@ -115,10 +153,12 @@ function useRows(box: React.RefObject<HTMLDivElement | null>, messages: Message[
 const LINE_CHARS = 85;
 const LINE_PX = 25;
 const FRAME_PX = 84;
+const ACTION_PX = 120;
 
 function estimate(message: Message | undefined): number {
   const chars = message ? message.content.length : 0;
-  return FRAME_PX + Math.ceil(Math.min(chars, 40_000) / LINE_CHARS) * LINE_PX;
+  const actions = message ? message.actions.length : 0;
+  return FRAME_PX + actions * ACTION_PX + Math.ceil(Math.min(chars, 40_000) / LINE_CHARS) * LINE_PX;
 }
 
 function Earlier() {

@@ -61,7 +61,7 @@ export function useFollowing(box: RefObject<HTMLDivElement | null>, content: Ref
     const isUp = one.scrollTop < state.current.top - 1;
     // At the very end the box moves up by itself when it or its content changes its height.
     if (isUp && left > 1) state.current.follows = false;
-    else if (!isUp && left < NEAR_END) state.current.follows = true;
+    else if (left < NEAR_END) state.current.follows = true;
     state.current.top = one.scrollTop;
     setFollowing(state.current.follows);
   }, [box]);

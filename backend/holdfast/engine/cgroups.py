@@ -1,0 +1,190 @@
+"""A control group for each process that the service starts, where the machine gives one.
+
+A group knows exactly who belongs to a process, whatever it forked, and can end them all at once.
+Version 2 gives that and, where the service's own group is delegated to it, limits on memory and on
+the number of processes. Of version 1 only `pids` is used: there memory is limited for each process by
+itself. Groups are made below the service's own, so its own limits hold for them too.
+"""
+
+import functools
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PREFIX = "holdfast-"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What all of a group used; None where the kernel does not say."""
+
+    peak_memory_bytes: int | None
+    cpu_s: float | None
+    out_of_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The folders of one group, in each hierarchy that it is in."""
+
+    folders: tuple[Path, ...]
+
+    @property
+    def entries(self) -> list[Path]:
+        """The files that a process writes 0 into to enter the group."""
+        return [folder / "cgroup.procs" for folder in self.folders]
+
+    def pids(self) -> set[int]:
+        """Who is in the group now."""
+        found: set[int] = set()
+        for entry in self.entries:
+            with suppress(OSError):
+                found.update(int(line) for line in entry.read_text().split())
+        return found - {0}
+
+    def limit(self, *, memory_bytes: int | None, processes: int | None) -> None:
+        """Set what limits the kernel takes here."""
+        for folder in self.folders:
+            if memory_bytes is not None:
+                _write(folder / "memory.max", str(memory_bytes))
+                _write(folder / "memory.swap.max", "0")
+                _write(folder / "memory.oom.group", "1")
+            if processes is not None:
+                _write(folder / "pids.max", str(processes))
+
+    def kill(self) -> None:
+        """SIGKILL all of it (version 2), and let nobody fork any more."""
+        for folder in self.folders:
+            _write(folder / "pids.max", "0")
+            _write(folder / "cgroup.kill", "1")
+
+    def usage(self) -> Usage:
+        """What the group has used so far."""
+        peak, cpu_us, kills = None, None, 0
+        for folder in self.folders:
+            peak = _number(folder / "memory.peak") or peak
+            cpu_us = _field(folder / "cpu.stat", "usage_usec") or cpu_us
+            kills += _field(folder / "memory.events", "oom_kill") or 0
+        return Usage(peak, None if cpu_us is None else cpu_us / 1e6, kills > 0)
+
+    def remove(self) -> bool:
+        """Take the empty group away; False when somebody is still in it."""
+        for folder in self.folders:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
+        return True
+
+
+def make(name: str, *, memory_bytes: int | None, processes: int | None) -> Group | None:
+    """A new group; None when this machine gives none to this user."""
+    folders: list[Path] = []
+    for parent in parents():
+        folder = parent / f"{_PREFIX}{name}"
+        with suppress(OSError):
+            folder.mkdir()
+            folders.append(folder)
+    if not folders:
+        return None
+    group = Group(tuple(folders))
+    group.limit(memory_bytes=memory_bytes, processes=processes)
+    return group
+
+
+def find(name: str) -> Group | None:
+    """The group of that name, made by this service or by one before it; None when there is none."""
+    folders = [folder for parent in parents() if (folder := parent / f"{_PREFIX}{name}").is_dir()]
+    return Group(tuple(folders)) if folders else None
+
+
+@functools.cache
+def parents() -> tuple[Path, ...]:
+    """The folders in which groups are made: of version 2, and of the `pids` of version 1."""
+    own = _own_paths()
+    found: list[Path] = []
+    for line in _lines("/proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        root, mount = before.split()[3:5]
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup2" and "" in own:
+            found.append(_delegated(_below(mount, root, own[""])))
+        elif kind == "cgroup" and "pids" in options.split(",") and "pids" in own:
+            found.append(_below(mount, root, own["pids"]))
+    return tuple(dict.fromkeys(folder for folder in found if os.access(folder, os.W_OK)))
+
+
+def _own_paths() -> dict[str, str]:
+    """The path of the service's own group by controller; that of version 2 under the empty name."""
+    paths: dict[str, str] = {}
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        paths.update((name, path) for name in controllers.split(","))
+    return paths
+
+
+def _below(mount: str, root: str, path: str) -> Path:
+    """Where a group's path lies when `root` of its hierarchy is mounted at `mount`."""
+    inside = path if root == "/" else path.removeprefix(root)
+    return Path(mount) / inside.lstrip("/")
+
+
+def _delegated(own: Path) -> Path:
+    """The group of version 2 in which limits can be set: the service's own, or, if systemd gave that, its parent.
+
+    A group that has processes of its own cannot hand out limits, so a service is put one level down
+    (`Delegate=yes` with `DelegateSubgroup=`). Without either, groups are made all the same, without limits.
+    """
+    for folder in (own, own.parent):
+        if folder == own or _is_delegated(folder):
+            for controller in ("memory", "pids"):
+                _write(folder / "cgroup.subtree_control", f"+{controller}")
+            if "memory" in _text(folder / "cgroup.subtree_control"):
+                return folder
+    return own
+
+
+def _is_delegated(folder: Path) -> bool:
+    for name in ("trusted.delegate", "user.delegate"):
+        with suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return False
+
+
+def _write(path: Path, text: str) -> None:
+    """Write what the kernel may refuse, or has not got; a group's file is never made here."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _text(path: Path | str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _lines(path: str) -> list[str]:
+    return _text(path).splitlines()
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number behind a name, in a file of names and numbers."""
+    for line in _text(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return None
