@@ -99,7 +99,7 @@ def test_the_wheel_holds_the_page_and_the_migrations(wheel: Path) -> None:
         *(sources / "holdfast").rglob("*.py"),
         *sources.rglob("py.typed"),
     ]
-    assert "holdfast/ui/index.html" in files
+    assert {"holdfast/ui/index.html", "holdfast/py.typed"} <= files
     assert {str(path.relative_to(sources)) for path in wanted} <= files
     assert not [name for name in files if name.startswith("tests") or "__pycache__" in name]
 

@@ -26,6 +26,8 @@ from holdfast.agents.sandbox import (
     uid_of,
 )
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 SECRET = "b7c1-of-somebody-else"
 ROOT = os.geteuid() == 0
 

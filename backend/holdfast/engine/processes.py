@@ -47,6 +47,9 @@ __all__ = ["Ending", "OnOutput", "Process", "ProcessIdentity", "boot_id", "end_l
 
 log = logging.getLogger("holdfast.processes")
 
+_QUIET_LOOKS, _QUIET_S = 3, 0.05
+"""How often, and how far apart, nothing may be seen of a family before it counts as gone."""
+
 OnOutput = Callable[[Literal["stdout", "stderr"], bytes], object]
 
 _CHUNK_BYTES = 64 << 10
@@ -324,11 +327,16 @@ async def end_leftover(identity: ProcessIdentity, grace_s: float) -> bool:
     if identity.boot_id != boot_id():
         return False
     family = Family(identity, cgroups.find(identity.mark) if identity.mark else None, ours=False)
-    found = bool(family.members())
-    if found:
-        log.warning("process %d: left by a service that is gone; it is ended", identity.pid)
-        await family.terminate(grace_s)
-        await family.kill()
+    found, quiet = False, 0
+    while quiet < _QUIET_LOOKS:  # One that is just becoming another program shows no mark for a moment.
+        if family.members():
+            log.warning("process %d: left by a service that is gone; it is ended", identity.pid)
+            await family.terminate(grace_s)
+            await family.kill()
+            found, quiet = True, 0
+        else:
+            quiet += 1
+            await asyncio.sleep(_QUIET_S)
     await family.forget()
     return found
 
