@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import exc
-
 from holdfast import portable
 from holdfast.api.auth import new_token
 from holdfast.clock import SystemClock, is_id, new_id
@@ -17,6 +15,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.preparation import NotReady, open_database, prepare
 from holdfast.store import schema, sessions, users
 from holdfast.store.database import Database
+from holdfast.store.health import DRIVER_FAULTS, in_words
 from holdfast.store.journal import Journal
 from holdfast.store.schema import SchemaError
 
@@ -36,9 +35,8 @@ async def _with_database(settings: Settings, work: Work, *, upgrade: bool | None
             await database.close()
     except (NotReady, SchemaError, HoldfastError) as error:
         print(f"holdfast: {error}", file=sys.stderr)
-    except (exc.SQLAlchemyError, OSError) as error:
-        words = (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]
-        print(f"holdfast: the database cannot be used: {words}", file=sys.stderr)
+    except DRIVER_FAULTS as error:
+        print(f"holdfast: the database cannot be used: {in_words(error)}", file=sys.stderr)
     return 1
 
 

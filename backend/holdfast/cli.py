@@ -130,14 +130,14 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from holdfast import terminal  # noqa: PLC0415
+    from holdfast import terminal  # noqa: PLC0415 - the other commands need no client
 
     url = arguments.url or os.environ.get("HOLDFAST_URL") or "http://127.0.0.1:8000"
     return asyncio.run(terminal.chat(url, arguments.token, arguments.session, " ".join(arguments.message) or None))
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
-    from holdfast import administration  # noqa: PLC0415
+    from holdfast import administration  # noqa: PLC0415 - a wrong flag needs no database
 
     return _with_administration(
         lambda: administration.migrate(settings_of(arguments), check=arguments.check, sql=arguments.sql)
@@ -145,19 +145,19 @@ def _migrate(arguments: argparse.Namespace) -> int:
 
 
 def _accounts(arguments: argparse.Namespace) -> int:
-    from holdfast import administration  # noqa: PLC0415
+    from holdfast import administration  # noqa: PLC0415 - a wrong flag needs no database
 
     return _with_administration(lambda: administration.accounts(settings_of(arguments), arguments))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from holdfast import doctor  # noqa: PLC0415
+    from holdfast import doctor  # noqa: PLC0415 - a wrong flag needs no server
 
     return asyncio.run(doctor.examine(settings_of(arguments)))
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from holdfast import administration  # noqa: PLC0415
+    from holdfast import administration  # noqa: PLC0415 - a wrong flag needs no database
 
     return _with_administration(
         lambda: administration.export(settings_of(arguments), arguments.session, arguments.format)
@@ -165,7 +165,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from holdfast import administration  # noqa: PLC0415
+    from holdfast import administration  # noqa: PLC0415 - a wrong flag needs no database
 
     return _with_administration(lambda: administration.load(settings_of(arguments), arguments.file, arguments.user))
 

@@ -10,6 +10,7 @@ from holdfast.api.server import listen
 from holdfast.config import Settings
 from holdfast.preparation import CONNECT_S, NotReady, open_database
 from holdfast.store import schema
+from holdfast.store.health import in_words
 from holdfast.store.schema import SchemaError
 
 
@@ -45,8 +46,8 @@ async def _database(settings: Settings) -> Finding:
             return "ok", "database", f"{shown} (empty; serve makes the schema), SQLite {sqlite3.sqlite_version}"
         return "fail", "database", f"{shown}: {error}"
     except Exception as error:
-        words = (str(getattr(error, "orig", None) or error) or "no answer").splitlines()[0]
-        return "fail", "database", f"{shown} cannot be reached: {words}; is it running, and the address right?"
+        why = in_words(error)
+        return "fail", "database", f"{shown} cannot be reached: {why}; is it running, and the address right?"
     finally:
         await database.close()
     return "ok", "database", f"{shown}, schema {schema.newest()}"

@@ -4,18 +4,15 @@ import json
 from typing import Any
 
 import msgspec
-from sqlalchemy import RowMapping, insert, update
 
 from holdfast.clock import new_id, parse_rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import InvalidRequest
 from holdfast.domain.transcript import Transcript
 from holdfast.domain.users import User
-from holdfast.store import sessions
-from holdfast.store.database import Database, Tx
+from holdfast.store import copies, sessions
+from holdfast.store.database import Database
 from holdfast.store.journal import Journal
-from holdfast.store.tables import events, messages
-from holdfast.store.tables import sessions as sessions_table
 
 FORMATS = {
     "jsonl": ("jsonl", "application/x-ndjson"),
@@ -25,7 +22,7 @@ FORMATS = {
 _HEADER = "holdfast.session.v1"
 
 
-async def export(database: Database, journal: Journal, row: RowMapping, kind: str) -> str:
+async def export(database: Database, journal: Journal, row: sessions.Row, kind: str) -> str:
     """A session as text in one of `FORMATS`."""
     records = await _all(journal, row["id"])
     if kind == "jsonl":
@@ -64,11 +61,7 @@ async def load(database: Database, user: User, text: str) -> str:
     transcript.settle()
     if transcript.active_run is not None:
         raise InvalidRequest("A run of this session has not ended; export it afterwards")
-
-    async def write(tx: Tx) -> None:
-        await _write(tx, user, session, head, renamed, transcript)
-
-    await database.transact(write)
+    await database.transact(lambda tx: copies.write(tx, user, head, renamed, transcript))
     return session
 
 
@@ -79,7 +72,7 @@ async def _all(journal: Journal, session: str) -> list[ev.Recorded]:
     return records
 
 
-def _markdown(row: RowMapping, transcript: Transcript) -> str:
+def _markdown(row: sessions.Row, transcript: Transcript) -> str:
     parts = [f"# {row['title'] or 'Untitled'}\n"]
     for message in transcript.messages:
         who = "You" if message.role == "user" else "Assistant"
@@ -141,40 +134,3 @@ def _rename(record: ev.Recorded, names: dict[str, str]) -> ev.Recorded:
 
     data = msgspec.json.encode(walk(json.loads(record.data))).decode()
     return ev.Recorded(record.seq, names.get(record.run or ""), record.ts, data)
-
-
-async def _write(
-    tx: Tx, user: User, session: str, head: dict[str, Any], records: list[ev.Recorded], transcript: Transcript
-) -> None:
-    values = {name: head.get(name) for name in ("title", "notes", "repository", "branch", "target_branch")}
-    await sessions.create(tx, user, session, values)
-    rows = [
-        {
-            "session_id": session,
-            "seq": record.seq,
-            "task_id": record.run,
-            "attempt": 1,
-            "type": ev.event_type(ev.decode(record.data)),
-            "data": record.data,
-            "created_at": parse_rfc3339(record.ts),
-        }
-        for record in records
-    ]
-    if rows:
-        await tx.conn.execute(insert(events), rows)
-    for place, message in enumerate(transcript.messages, start=1):
-        await tx.conn.execute(
-            insert(messages).values(
-                id=message.id,
-                session_id=session,
-                task_id=message.run,
-                role=message.role,
-                content=message.content,
-                content_seq=transcript.seq,
-                streaming=0,
-                metadata=message.metadata,
-                seq=place,
-                created_at=parse_rfc3339(message.created_at),
-            )
-        )
-    await tx.conn.execute(update(sessions_table).where(sessions_table.c.id == session).values(updated_at=tx.now))

@@ -8,6 +8,7 @@ from holdfast.config import Settings
 from holdfast.domain.errors import Unavailable
 from holdfast.store import schema
 from holdfast.store.database import Database, DatabaseUrlError, is_connection_error
+from holdfast.store.health import in_words
 from holdfast.store.schema import SchemaError
 
 CONNECT_S = 1.5
@@ -51,10 +52,8 @@ async def prepare(database: Database, *, upgrade: bool) -> None:
     except (TimeoutError, Unavailable):
         raise NotReady(f"the database {shown} does not answer; is it running, and the address right?") from None
     except Exception as error:
-        words = (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]
-        if is_connection_error(error):
-            raise NotReady(f"the database {shown} cannot be reached: {words}") from None
-        raise NotReady(f"the database {shown} cannot be used: {words}") from None
+        why = "reached" if is_connection_error(error) else "used"
+        raise NotReady(f"the database {shown} cannot be {why}: {in_words(error)}") from None
 
 
 def _make_writable(folder: Path) -> None:

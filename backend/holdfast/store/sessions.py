@@ -14,10 +14,13 @@ from holdfast.domain.users import User, access
 from holdfast.store.database import Tx
 from holdfast.store.tables import gates, sessions, tasks, users
 
+Row = RowMapping
+"""The row of a session."""
+
 EDITABLE = ("title", "notes", "repository", "branch", "target_branch", "sandbox", "assignee", "ui_status")
 
 
-def body(row: RowMapping) -> dict[str, Any]:
+def body(row: Row) -> dict[str, Any]:
     """A session as HTTP gives it."""
     names = ("id", "owner", "title", "notes", "repository", "branch", "target_branch", "sandbox", "assignee")
     result: dict[str, Any] = {name: row[name] for name in names}
@@ -49,7 +52,7 @@ async def create(tx: Tx, user: User, new_id: str, values: dict[str, Any]) -> dic
     return body(await row_of(tx.conn, new_id))
 
 
-async def row_of(conn: AsyncConnection, session: str) -> RowMapping:
+async def row_of(conn: AsyncConnection, session: str) -> Row:
     """The row of a session.
 
     Raises:
@@ -61,7 +64,7 @@ async def row_of(conn: AsyncConnection, session: str) -> RowMapping:
     return row
 
 
-async def visible(conn: AsyncConnection, user: User, session: str) -> RowMapping:
+async def visible(conn: AsyncConnection, user: User, session: str) -> Row:
     """The row of a session that `user` may see.
 
     Raises:
@@ -73,7 +76,7 @@ async def visible(conn: AsyncConnection, user: User, session: str) -> RowMapping
     return row
 
 
-async def lock(tx: Tx, user: User, session: str, *, assignee_may: bool = False) -> RowMapping:
+async def lock(tx: Tx, user: User, session: str, *, assignee_may: bool = False) -> Row:
     """Lock the session's row for the rest of the transaction and return it.
 
     Raises:
@@ -169,7 +172,7 @@ async def _check_assignee(conn: AsyncConnection, assignee: str | None) -> None:
         raise InvalidRequest("No such user", field="assignee")
 
 
-async def _check_ui_status(tx: Tx, row: RowMapping, wanted: str) -> None:
+async def _check_ui_status(tx: Tx, row: Row, wanted: str) -> None:
     busy = row["ui_status"] == UiStatus.IN_PROGRESS
     if busy or wanted == UiStatus.IN_PROGRESS:
         raise Conflict("InProgress follows the runs of the session and is not set by hand", current=body(row))
