@@ -17,15 +17,15 @@ import inspect
 import re
 import threading
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, overload
 
 import msgspec
 
+from holdfast.agents.cancel import CancelToken
 from holdfast.agents.folder import Folder, FolderError
-from holdfast.agents.turn import CancelToken
 from holdfast.domain.events import clean_text
 
 Approval = Literal["always", "ask", "never"]
@@ -119,7 +119,7 @@ class Tool:
             Exception: Whatever else the function raises.
         """
         try:
-            return _as_result(await self.function(context, args))
+            return as_result(await self.function(context, args))
         except FolderError as error:
             return ToolResult(str(error), failed=True)
         except SystemExit as error:  # It would end the service.
@@ -170,6 +170,91 @@ class Toolbox:
     def unknown_tool(self, name: str) -> str:
         """What to answer a model that asks for a tool that is not here."""
         return f"There is no tool {clean_text(name[:100])!r}; the tools are: {', '.join(self.names) or '(none)'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a model asks for; `id` is the model's own name of the call, or None."""
+
+    name: str
+    args: dict[str, Any]
+    id: str | None = None
+
+
+class ApprovalNeeded(BaseException):
+    """The run ends here and waits for a person; it goes on in another turn, with what was decided done.
+
+    No `Exception`, so that an agent's `except Exception` lets it through.
+    """
+
+    def __init__(self, calls: Sequence[ToolCall]) -> None:
+        super().__init__(f"{len(calls)} calls need approval")
+        self.calls = tuple(calls)
+
+
+class Tools(Protocol):
+    """The tools of one turn. Each use is an action of the run: committed before it starts, and when it ends."""
+
+    @property
+    def toolbox(self) -> Toolbox:
+        """What there is to call."""
+        ...
+
+    def needs_approval(self, name: str) -> bool:
+        """Whether a call of this tool waits for a person now."""
+        ...
+
+    async def call(self, name: str, args: dict[str, Any], *, id: str | None = None, ask: bool = False) -> ToolResult:
+        """Call a tool; `ask` asks a person even where the rules would not.
+
+        What goes wrong is a failed result: an unknown tool, arguments that do not fit, a tool that
+        raises, a tool that is never allowed. `id` is kept as the action's if it is new.
+
+        Raises:
+            ApprovalNeeded: A person must decide first; let it through.
+        """
+        ...
+
+    async def perform(
+        self, name: str, args: dict[str, Any], work: Callable[[], Awaitable[object]], *, id: str | None = None
+    ) -> ToolResult:
+        """Do `work` as an action, for tools that are not in the toolbox; see `call` for what goes wrong.
+
+        Raises:
+            ApprovalNeeded: The rules say that this tool asks first.
+        """
+        ...
+
+    async def ask(self, calls: Sequence[ToolCall]) -> NoReturn:
+        """Let a person decide about these calls together.
+
+        Raises:
+            ApprovalNeeded: Always; let it through.
+        """
+        ...
+
+
+class _NoTools:
+    """The tools of a turn that has none."""
+
+    toolbox = Toolbox()
+
+    def needs_approval(self, name: str) -> bool:
+        return False
+
+    async def call(self, name: str, args: dict[str, Any], *, id: str | None = None, ask: bool = False) -> ToolResult:
+        return ToolResult(self.toolbox.unknown_tool(name), failed=True)
+
+    async def perform(
+        self, name: str, args: dict[str, Any], work: Callable[[], Awaitable[object]], *, id: str | None = None
+    ) -> ToolResult:
+        return as_result(await work())
+
+    async def ask(self, calls: Sequence[ToolCall]) -> NoReturn:
+        raise ApprovalNeeded(calls)
+
+
+NO_TOOLS: Tools = _NoTools()
 
 
 @overload
@@ -299,7 +384,7 @@ def _documented(doc: str) -> tuple[str, dict[str, str]]:
     return described, arguments
 
 
-def _as_result(value: object) -> ToolResult:
+def as_result(value: object) -> ToolResult:
     """What a function returned, as text or as a JSON object, without what no store can hold."""
     if isinstance(value, ToolResult):
         return ToolResult(_clean(value.output), value.failed, _clean(value.extra))

@@ -8,10 +8,27 @@ socket, no database and no task:
         yield Text(turn.user.name)
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from holdfast.agents.cancel import CancelToken
+from holdfast.agents.tools import NO_TOOLS, Tools
+
+__all__ = [
+    "Agent",
+    "AgentEvent",
+    "AgentFault",
+    "CancelToken",
+    "Cut",
+    "HistoryAction",
+    "HistoryMessage",
+    "Reasoning",
+    "Text",
+    "Turn",
+    "TurnUser",
+    "Usage",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,56 +57,38 @@ class Usage:
 AgentEvent = Text | Reasoning | Usage
 
 
-class CancelToken:
-    """Tells the work of one run that it is to stop; safe to set from any thread of its loop.
+Cut = Literal["cancelled", "error", "interrupted"]
 
-    Setting it twice is the same as once.
+
+@dataclass(frozen=True, slots=True)
+class HistoryAction:
+    """One tool call of an assistant's message, and how it went.
+
+    `offset` is the number of characters that the message had when the action began. An action that was
+    `denied` was refused by a person or a rule, one that was `cancelled` was stopped on the way, and
+    what an `interrupted` one has done is not known.
     """
 
-    __slots__ = ("_callbacks", "_event", "reason")
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self._callbacks: list[Callable[[], object]] = []
-        self.reason: str | None = None
-
-    @property
-    def is_set(self) -> bool:
-        """True once a cancel was asked for."""
-        return self._event.is_set()
-
-    def set(self, reason: str | None = None) -> None:
-        """Ask for the stop, and run the callbacks once."""
-        if self._event.is_set():
-            return
-        self.reason = reason
-        self._event.set()
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
-
-    def on_set(self, callback: Callable[[], object]) -> None:
-        """Run `callback` when the token is set; at once when it is set already."""
-        if self._event.is_set():
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    async def wait(self) -> None:
-        """Return when the token is set."""
-        await self._event.wait()
+    id: str
+    name: str
+    input: dict[str, Any]
+    output: str
+    outcome: Literal["success", "failed", "denied", "cancelled", "interrupted"]
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryMessage:
     """One message of the conversation before this turn.
 
-    `cut` says how an assistant's message ended when it did not end by itself.
+    `cut` says how an assistant's message ended when it did not end by itself; `actions` are its tool
+    calls in order.
     """
 
     role: Literal["user", "assistant"]
     content: str
-    cut: Literal["cancelled", "error", "interrupted"] | None = None
+    cut: Cut | None = None
+    actions: tuple[HistoryAction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +104,10 @@ class Turn:
     """All that an agent is given for one turn.
 
     `prompt` is the user's new message; it is empty when the turn continues an answer that was cut
-    short (then the last message of `history` is that answer, and `said` is empty). `said` is what
-    this very turn has already said and committed, when it was handed over by a node that shut
-    down: the agent goes on after it. `cancelled` is set when the turn is to stop; an agent that
-    does not end within the grace is closed with `aclose()`.
+    short, or that waited for approvals (then the last message of `history` is that answer, and `said`
+    is empty). `said` and `done` are what this very turn has already said and done, committed, when it
+    was handed over by a node that shut down: the agent goes on after it. `cancelled` is set when the
+    turn is to stop; an agent that does not end within the grace is closed with `aclose()`.
     """
 
     session: str
@@ -117,6 +116,8 @@ class Turn:
     prompt: str
     history: tuple[HistoryMessage, ...] = ()
     said: str = ""
+    done: tuple[HistoryAction, ...] = ()
+    tools: Tools = NO_TOOLS
     cancelled: CancelToken = field(default_factory=CancelToken)
 
 
