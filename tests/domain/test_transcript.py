@@ -3,9 +3,10 @@
 import msgspec
 import pytest
 from holdfast.domain import events as ev
+from holdfast.domain.actions import LONGEST_LIVE
 from holdfast.domain.transcript import ActiveRun, Message, QueueItem, Transcript
 
-from tests.support.golden import FOLDER, SESSION, golden, state_of, stories
+from tests.support.golden import FOLDER, SESSION, Story, golden, state_of, stories
 
 STORIES = stories()
 
@@ -64,3 +65,11 @@ def test_a_fold_of_a_long_message_is_not_quadratic() -> None:
         transcript.apply(ev.Recorded(seq, "a", "t", chunk))
     transcript.settle()
     assert len(transcript.messages[-1].content) == 50 * 100_000
+
+
+def test_live_output_is_bounded_and_the_newest_is_kept() -> None:
+    story = Story().start("a", "x").begin("a", "c1", "bash", "{}").hear("a", "c1", "old", *(["😀" * 10_000] * 7))
+    transcript = Transcript(SESSION)
+    transcript.apply_all(story.records)
+    (action,) = transcript.messages[-1].actions
+    assert action.live == "😀" * LONGEST_LIVE

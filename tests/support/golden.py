@@ -69,6 +69,59 @@ class Story:
             )
         return self
 
+    def hear(self, run: str, action: str, *texts: str) -> "Story":
+        values = [{"toolCallId": action, "stream": "stdout", "text": text} for text in texts]
+        return self.tell(run, *(ev.Custom(name="action.output", value=value) for value in values))
+
+    def begin(self, run: str, action: str, tool: str, args: str, offset: int = 0) -> "Story":
+        metadata = {"action": {"status": "pending"}, "offset": offset}
+        return self.tell(
+            run,
+            ev.ToolCallStart(
+                tool_call_id=action, tool_call_name=tool, parent_message_id=f"{run}-reply", metadata=metadata
+            ),
+            ev.ToolCallArgs(tool_call_id=action, delta=args),
+            ev.ToolCallEnd(tool_call_id=action),
+        )
+
+    def result(self, run: str, action: str, content: str, **told: Any) -> "Story":
+        metadata = {"action": {"status": "success", "outcome": "success", **told}}
+        return self.tell(
+            run,
+            ev.ToolCallResult(message_id=f"{action}-result", tool_call_id=action, content=content, metadata=metadata),
+        )
+
+    def wait(self, run: str, *asked: tuple[str, str, str]) -> "Story":
+        """The run waits for (interrupt, action, command)."""
+        self.tell(run, ev.TextMessageEnd(message_id=f"{run}-reply", metadata=fresh_metadata()))
+        interrupts = tuple(
+            {
+                "id": name,
+                "reason": "tool_approval",
+                "message": "bash asks first",
+                "toolCallId": action,
+                "metadata": {"tool": "bash", "args": {"command": command}},
+            }
+            for name, action, command in asked
+        )
+        interrupts[0]["expiresAt"] = "2026-01-02T00:00:00.000000Z"
+        outcome = ev.Outcome("interrupt", interrupts)
+        return self.tell(run, ev.RunFinished(thread_id=SESSION, run_id=run, outcome=outcome))
+
+    def decide(self, interrupt: str, *, approved: bool) -> "Story":
+        value = {"id": interrupt, "approved": approved, "by": "u"}
+        return self.tell(None, ev.Custom(name="interrupt.resolved", value=value))
+
+    def go_on(self, run: str, parent: str) -> "Story":
+        """A run that goes on from one that waited."""
+        metadata = {"message": f"{run}-reply", "attempt": 1, "agent": "demo"}
+        input_ = ev.RunInput(SESSION, run)
+        started = ev.RunStarted(thread_id=SESSION, run_id=run, input=input_, parent_run_id=parent, metadata=metadata)
+        opened = fresh_metadata(streaming=True)
+        return self.tell(
+            run, started, ev.TextMessageStart(message_id=f"{run}-reply", role="assistant", metadata=opened)
+        )
+
     def end(self, run: str, outcome: str = "success", **metadata: Any) -> "Story":
         flags = fresh_metadata() | metadata
         flags |= {"cancelled": outcome == "cancelled", "has_error": outcome == "failed"}
@@ -99,6 +152,18 @@ def stories() -> dict[str, list[ev.Recorded]]:
     handed.tell("a", ev.Custom(name="run.resumed", value={"attempt": 2})).say("a", "two").end("a")
     actions = Story().start("a", "x").say("a", "I look. ").act("a", "c1", "file").act("a", "c2", "boom", "error")
     actions.say("a", "Done.").act("a", "c3", None)
+    live = Story().start("a", "x").say("a", "Look: ").begin("a", "c1", "bash", '{"command":"ls"}', 6)
+    live.hear("a", "c1", "one\n", "😀\u0301", "two\n").hear("a", "c9", "nobody's")
+    live.result("a", "c1", "one", status="error", outcome="failed", exit_code=3, link="/api/x").say("a", "so.")
+    live.begin("a", "c2", "file_write", '{"path":"a"}', 9).result("a", "c2", "done", diff="--- a", bytes=3).end("a")
+    asked = Story().start("a", "x").begin("a", "c1", "bash", '{"command":"ls"}')
+    asked.begin("a", "c2", "bash", '{"command":"rm"}').wait("a", ("i1", "c1", "ls"), ("i2", "c2", "rm"))
+    asked.queued("z", "later", ["z"]).decide("i2", approved=False).decide("i9", approved=True)
+    asked.decide("i1", approved=True).queued("b", "", ["b", "z"]).go_on("b", "a")
+    asked.result("b", "c1", "file", input={"command": "ls -l"})
+    asked.result("b", "c2", "Denied", status="error", outcome="denied").say("b", "Well.").end("b")
+    asked.start("z", "later").begin("z", "c3", "bash", '{"command":"ls"}').wait("z", ("i3", "c3", "ls"))
+    asked.go_on("y", "z").result("y", "c3", "", status="cancelled", outcome="cancelled").end("y", "cancelled")
     strange = (
         Story()
         .tell(None, ev.Custom(name="not.known", value={"a": 1}))
@@ -107,7 +172,7 @@ def stories() -> dict[str, list[ev.Recorded]]:
     )
     strange.tell(None, ev.Custom(name="session.updated", value={"title": "T", "version": 2})).end("a")
     all_ = {"plain": plain, "thinking": thinking, "queue": queue, "failed": failed}
-    all_ |= {"handed_over": handed, "actions": actions, "strange": strange}
+    all_ |= {"handed_over": handed, "actions": actions, "live": live, "asked": asked, "strange": strange}
     return {name: story.records for name, story in all_.items()}
 
 

@@ -44,15 +44,15 @@ def build_model(provider: str, name: str) -> Model:
     match provider:
         case "openai" | "openai-chat":
             from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415 - only what is in use is loaded
-            from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+            from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415 - only what is in use is loaded
 
             base_url, key = os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY") or None
             keyless = "none" if base_url else None
             server = OpenAIProvider(base_url=base_url, api_key=key or keyless)
             return OpenAIChatModel(name, provider=server, profile=_WHOLE)
         case "ollama":
-            from pydantic_ai.models.ollama import OllamaModel  # noqa: PLC0415
-            from pydantic_ai.providers.ollama import OllamaProvider  # noqa: PLC0415
+            from pydantic_ai.models.ollama import OllamaModel  # noqa: PLC0415 - only what is in use is loaded
+            from pydantic_ai.providers.ollama import OllamaProvider  # noqa: PLC0415 - only what is in use is loaded
 
             base_url = os.environ.get("OLLAMA_BASE_URL") or OLLAMA_BASE_URL
             return OllamaModel(name, provider=OllamaProvider(base_url=base_url), profile=_WHOLE)

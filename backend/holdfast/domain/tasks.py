@@ -4,6 +4,7 @@
 Waiting -> Pending -> Claimed -> Running -> Success | Failure
 Waiting, Pending <-> Paused          every state but the last three -> Canceled
 Claimed -> Pending (stale claim)     Running -> Pending (retry, hand-over) | Failure
+Running -> Paused (a run waits for approval) -> Success (another run goes on from it)
 ```
 
 `cancellation_status` stands beside the state: a running task whose cancel is requested stays
@@ -52,9 +53,11 @@ ACTIVE = frozenset({TaskState.CLAIMED, TaskState.RUNNING})
 TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.WAITING: frozenset({TaskState.PENDING, TaskState.PAUSED, TaskState.FAILURE, TaskState.CANCELED}),
     TaskState.PENDING: frozenset({TaskState.CLAIMED, TaskState.PAUSED, TaskState.CANCELED}),
-    TaskState.PAUSED: frozenset({TaskState.WAITING, TaskState.PENDING, TaskState.CANCELED}),
+    TaskState.PAUSED: frozenset({TaskState.WAITING, TaskState.PENDING, TaskState.SUCCESS, TaskState.CANCELED}),
     TaskState.CLAIMED: frozenset({TaskState.RUNNING, TaskState.PENDING, TaskState.FAILURE, TaskState.CANCELED}),
-    TaskState.RUNNING: frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.CANCELED, TaskState.PENDING}),
+    TaskState.RUNNING: frozenset(
+        {TaskState.SUCCESS, TaskState.FAILURE, TaskState.CANCELED, TaskState.PENDING, TaskState.PAUSED}
+    ),
     TaskState.SUCCESS: frozenset(),
     TaskState.FAILURE: frozenset(),
     TaskState.CANCELED: frozenset(),

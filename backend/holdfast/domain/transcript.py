@@ -6,33 +6,20 @@ together. Applying the events up to n, or starting from the snapshot at k and ap
 gives the same transcript.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
+from holdfast.domain import actions
 from holdfast.domain import events as ev
+from holdfast.domain.actions import Action, Interrupt
 from holdfast.domain.tasks import RunStatus
 
 
 def fresh_metadata(*, streaming: bool = False) -> dict[str, Any]:
     """The four flags that every message carries."""
     return {"streaming": streaming, "cancelled": False, "has_error": False, "interrupted": False}
-
-
-class Action(msgspec.Struct):
-    """One tool call of a message. `output` is null until its result came."""
-
-    id: str
-    type: str
-    position: int
-    input: dict[str, Any]
-    output: Any = None
-    status: str = "pending"
-    outcome: str | None = None
-    started_at: str | None = None
-    ended_at: str | None = None
 
 
 class Message(msgspec.Struct):
@@ -76,7 +63,7 @@ class Transcript(msgspec.Struct):
     messages: list[Message] = []
     active_run: ActiveRun | None = None
     queue: list[QueueItem] = []
-    interrupts: list[dict[str, Any]] = []
+    interrupts: list[Interrupt] = []
     arguments: dict[str, str] = {}
     """The argument text of tool calls that are still being written."""
     tails: dict[str, list[str]] = {}
@@ -173,7 +160,7 @@ class Transcript(msgspec.Struct):
 
     def _apply_run(self, event: ev.RunStarted | ev.RunFinished | ev.RunError, ts: str) -> None:
         if not isinstance(event, ev.RunStarted):
-            self.active_run = None
+            self._end_run(event)
             return
         for said in event.input.messages:
             if self.message(said.id) is None:
@@ -184,6 +171,15 @@ class Transcript(msgspec.Struct):
         self._number_queue()
         metadata = event.metadata if event.metadata is not msgspec.UNSET else {}
         self.active_run = ActiveRun(event.run_id, "running", metadata.get("message", ""))
+        self.interrupts = []
+
+    def _end_run(self, event: ev.RunFinished | ev.RunError) -> None:
+        if isinstance(event, ev.RunFinished) and event.outcome.type == "interrupt":
+            self.interrupts = actions.interrupts_of(event)
+            if self.active_run:
+                self.active_run.status = "waiting"
+        else:
+            self.active_run = None
 
     def _apply_action(
         self, event: ev.ToolCallStart | ev.ToolCallArgs | ev.ToolCallEnd | ev.ToolCallResult, ts: str
@@ -191,9 +187,7 @@ class Transcript(msgspec.Struct):
         if isinstance(event, ev.ToolCallStart):
             message = self.message(event.parent_message_id or "")
             if message:
-                message.actions.append(
-                    Action(event.tool_call_id, event.tool_call_name, len(message.actions), {}, started_at=ts)
-                )
+                message.actions.append(actions.begun(event, len(message.actions), ts))
             return
         action = self._action(event.tool_call_id)
         if action is None:
@@ -201,12 +195,9 @@ class Transcript(msgspec.Struct):
         if isinstance(event, ev.ToolCallArgs):
             self.arguments[action.id] = self.arguments.get(action.id, "") + event.delta
         elif isinstance(event, ev.ToolCallEnd):
-            action.input = _arguments(self.arguments.pop(action.id, ""))
+            action.input = actions.parsed(self.arguments.pop(action.id, ""))
         else:
-            told = event.metadata if event.metadata is not msgspec.UNSET else {}
-            said = told.get("action", {})
-            action.output, action.ended_at = event.content, ts
-            action.status, action.outcome = said.get("status", "success"), said.get("outcome", "success")
+            actions.end(action, event, ts)
 
     def _action(self, action_id: str) -> Action | None:
         found = (a for m in reversed(self.messages) for a in m.actions if a.id == action_id)
@@ -215,6 +206,11 @@ class Transcript(msgspec.Struct):
     def _apply_custom(self, name: str, value: dict[str, Any]) -> None:
         if name == "queue.changed":
             self._apply_queue(value)
+        elif name == "action.output":
+            if action := self._action(value.get("toolCallId", "")):
+                action.live = actions.newest(action.live + value.get("text", ""))
+        elif name == "interrupt.resolved":
+            self._resolve(value.get("id", ""))
         elif self.active_run is None:
             return
         elif name == "run.cancel_requested":
@@ -223,6 +219,12 @@ class Transcript(msgspec.Struct):
             self.active_run.status = "queued"
         elif name == "run.resumed":
             self.active_run.status = "running"
+
+    def _resolve(self, interrupt: str) -> None:
+        """A question was answered; with the last one the run that waited has ended."""
+        self.interrupts = [one for one in self.interrupts if one.id != interrupt]
+        if not self.interrupts and self.active_run and self.active_run.status == "waiting":
+            self.active_run = None
 
     def _apply_queue(self, value: dict[str, Any]) -> None:
         removed = set(value.get("removed", ()))
@@ -239,11 +241,3 @@ class Transcript(msgspec.Struct):
     def _number_queue(self) -> None:
         for position, item in enumerate(self.queue, start=1):
             item.position = position
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if text else {}
-    except ValueError:
-        return {"arguments": text}
-    return value if isinstance(value, dict) else {"arguments": value}

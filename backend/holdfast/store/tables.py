@@ -266,17 +266,85 @@ actions = Table(
     metadata,
     Column("id", String(128), primary_key=True),
     Column("message_id", Id, ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
-    Column("session_id", Id, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("session_id", Id, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
     Column("type", String(200), nullable=False),
     Column("position", Integer, nullable=False),
+    Column("offset", Integer),
     Column("input", Json, nullable=False),
     Column("output", Json),
+    Column("live", Text, nullable=False),
+    Column("extra", Json),
     Column("status", String(16), nullable=False),
     Column("outcome", String(16)),
     Column("started_at", Moment),
     Column("ended_at", Moment),
     CheckConstraint("status IN ('pending', 'success', 'error', 'cancelled')", name="status"),
+    CheckConstraint("(status = 'pending') = (ended_at IS NULL)", name="ended_at"),
+    Index("ix_actions_session_id", "session_id", "id"),
+    Index(
+        "ix_actions_pending",
+        "session_id",
+        sqlite_where=text("status = 'pending'"),
+        postgresql_where=text("status = 'pending'"),
+    ),
 )
+"""`seq` is the event that began the action; `live` is folded when it ends, and in the journal until then."""
+
+processes = Table(
+    "processes",
+    metadata,
+    Column("mark", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("pid", Integer),
+    Column("started", String(64)),
+    Column("node_id", Id, nullable=False),
+    Column("task_id", Id, nullable=False, index=True),
+    Column("action_id", String(128)),
+    Column("created_at", Moment, nullable=False),
+)
+"""A row stands for a process that may live; it is written before the start and goes when all of it is gone."""
+
+interrupts = Table(
+    "interrupts",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("session_id", Id, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("task_id", Id, ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("message_id", Id, nullable=False),
+    Column("action_id", String(128), nullable=False),
+    Column("tool", String(200), nullable=False),
+    Column("args", Json, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("expires_at", Moment),
+    Column("created_at", Moment, nullable=False),
+    Column("resolved_at", Moment),
+    Column("resolved_by", Id),
+    Column("approved", SmallInteger),
+    Column("edited_args", Json),
+    Column("note", Text),
+    Column("taken_by", Id),
+    CheckConstraint("(resolved_at IS NULL) = (approved IS NULL)", name="approved"),
+    Index(
+        "ix_interrupts_expires_at",
+        "expires_at",
+        sqlite_where=text("resolved_at IS NULL"),
+        postgresql_where=text("resolved_at IS NULL"),
+    ),
+)
+"""A question that a run waits for, and its answer. `taken_by` is the run that carries the answer out."""
+
+grants = Table(
+    "grants",
+    metadata,
+    Column("session_id", Id, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("tool", String(200), primary_key=True),
+    Column("granted_by", Id, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+"""A tool that needs no further approval in a session."""
 
 events = Table(
     "events",

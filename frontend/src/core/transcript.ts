@@ -211,6 +211,7 @@ export class Transcript {
     const asked = this.interrupts.find((one) => one.id === id);
     if (asked) this.decided.set(asked.action, { approved, at });
     this.interrupts = this.interrupts.filter((one) => one.id !== id);
+    if (this.interrupts.length === 0 && this.activeRun?.status === "waiting") this.activeRun = null;
   }
 
   private changeRun(name: string): void {
