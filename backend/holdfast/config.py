@@ -8,11 +8,26 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class SettingError(ValueError):
     """A setting with a wrong value: names it, its value, and what would be right."""
+
+
+def approvals_of(text: str) -> dict[str, Literal["always", "ask", "never"]]:
+    """The rules that `approvals` gives, by tool.
+
+    Raises:
+        ValueError: it is not a list such as `bash=ask, file_write=never`.
+    """
+    rules: dict[str, Literal["always", "ask", "never"]] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, rule = (part.strip() for part in entry.partition("="))
+        if not name or rule not in ("always", "ask", "never"):
+            raise ValueError("it must be a list such as `bash=ask, file_write=never`")
+        rules[name] = rule
+    return rules
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
@@ -53,6 +68,31 @@ class Settings:
     run_timeout_s: float = _setting(3600.0, "How long a run may take.", low=1, high=86400)
     db_patience_s: float = _setting(
         20.0, "How long a run waits for a database that is gone, before it ends.", low=0, high=600
+    )
+    kill_grace_s: float = _setting(
+        5.0, "How long a process may take to end after SIGTERM, before SIGKILL.", low=0, high=300
+    )
+    sandbox: str = _setting(
+        "auto",
+        "What commands run in; `auto` takes the first that works, and none if none does.",
+        choices=("auto", "bubblewrap", "landlock", "off"),
+    )
+    unsandboxed: str = _setting(
+        "ask", "Tools that run commands, without a sandbox: asked for each time, or off.", choices=("ask", "off")
+    )
+    approvals: str = _setting(
+        "", "`always`, `ask` or `never` by tool, such as `bash=ask, file_write=never`.", check=approvals_of
+    )
+    approval_timeout_s: float = _setting(
+        86400.0, "A question that nobody answers for so long is denied; 0 waits for ever.", low=0, high=31_536_000
+    )
+    tool_memory_mb: int = _setting(1024, "Memory of each process of a command, in MiB.", low=32, high=1_048_576)
+    tool_processes: int = _setting(128, "Processes of all commands of a session.", low=4, high=100_000)
+    tool_output_mb: int = _setting(
+        512, "Output of one command that is kept, in MiB; a command that says more is stopped.", low=1, high=1_048_576
+    )
+    history_tokens: int = _setting(
+        100_000, "About how many tokens of history a model is given; 0 is no limit.", low=0, high=100_000_000
     )
     max_runs: int = _setting(1000, "Runs at once on this node.", low=1, high=100_000)
     max_runs_per_user: int = _setting(1000, "Runs at once of one user, on all nodes.", low=1, high=100_000)
@@ -145,6 +185,11 @@ def _checked(name: str, value: Any, source: str) -> Any:
     choices = metadata.get("choices")
     if choices and result not in choices:
         raise SettingError(f"{source} is {value!r}; it must be one of {', '.join(choices)}")
+    if check := metadata.get("check"):
+        try:
+            check(result)
+        except ValueError as error:
+            raise SettingError(f"{source} is {value!r}; {error}") from None
     low, high = metadata.get("low"), metadata.get("high")
     if low is not None and not low <= result <= high:
         raise SettingError(f"{source} is {value!r}; it must be from {low} to {high}")

@@ -2,11 +2,13 @@
 
 Each line of a message that is a command is carried out, in order:
 
-    slow N         N words, about 20 a second        fast N    N words, as fast as possible
-    fail after N   N words, then an exception        think T   reasoning, then an answer
+    slow N         N words, about 20 a second        fast N           N words, as fast as possible
+    fail after N   N words, then an exception        think T          reasoning, then an answer
+    run C          runs the command C                ask C            the same, but asks for approval first
+    read P         shows the file P                  write P T        writes the text T into the file P
 
-Anything else is answered with what it can do, and an echo. What it says depends on the message alone,
-so that an answer that was handed over or cut goes on exactly where it stopped.
+Anything else is answered with what it can do, and an echo. What it says and does depends on the message
+alone, so that an answer that was handed over, cut or approved goes on exactly where it stopped.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 from holdfast.agents.turn import Agent, AgentEvent, CancelToken, Reasoning, Text, Turn, Usage
 
@@ -31,7 +34,11 @@ ECHO_CHARS = 4000
 _BREATH = 256
 """After so many words without a pause, others get their turn on the event loop."""
 
-_COMMAND = re.compile(r"(slow|fast|fail after)[ \t]+([0-9]{1,12})|think[ \t]+(\S.*)")
+_COMMAND = re.compile(
+    r"(?P<count>slow|fast|fail after)[ \t]+(?P<n>[0-9]{1,12})|think[ \t]+(?P<thought>\S.*)"
+    r"|(?P<how>run|ask)[ \t]+(?P<command>\S.*)|read[ \t]+(?P<read>\S+)"
+    r"|write[ \t]+(?P<write>\S+)[ \t]+(?P<text>\S.*)"
+)
 _PIECE = re.compile(r"\S+\s*|\s+")
 
 HELP = """I am the **demo agent**: I have no model, and I understand these commands, one a line:
@@ -40,6 +47,8 @@ HELP = """I am the **demo agent**: I have no model, and I understand these comma
 - `fast <n>` says n words as fast as it can
 - `think <text>` thinks aloud before it answers
 - `fail after <n>` says n words and then fails
+- `run <command>` runs a command of bash, `ask <command>` asks you first
+- `write <path> <text>` writes a file of this session's folder, `read <path>` shows one
 
 Everything I say is committed before you see it. Reload the page, open a second tab or kill the server
 while I talk, and nothing is lost.
@@ -57,8 +66,17 @@ class DemoFailure(RuntimeError):
     """The failure that `fail after` asks for."""
 
 
-Step = tuple[AgentEvent | DemoFailure, float]
-"""What is said (or raised), and how many seconds to wait after it."""
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A tool call; `ask` wants a person's approval first."""
+
+    tool: str
+    args: dict[str, Any]
+    ask: bool = False
+
+
+Step = tuple[AgentEvent | DemoFailure | Act, float]
+"""What is said, done or raised, and how many seconds to wait after it."""
 
 
 async def pause(cancelled: CancelToken, seconds: float) -> None:
@@ -80,7 +98,10 @@ def make_demo(pause: Pause = pause) -> Agent:
         for step, (event, wait_s) in enumerate(_remaining(place)):
             if turn.cancelled.is_set:
                 return
-            if event is not None:
+            if isinstance(event, Act):
+                await turn.tools.call(event.tool, event.args, ask=event.ask)
+                words += 1
+            elif event is not None:
                 yield event
                 words += 1
             if wait_s or step % _BREATH == 0:
@@ -103,10 +124,20 @@ def script(prompt: str) -> Iterator[Step]:
         yield from _explain(prompt)
         return
     for match in commands:
-        if match[3] is not None:
-            yield from _think(match[3])
+        if match["count"]:
+            yield from _count(match["count"], int(match["n"]))
+        elif match["thought"]:
+            yield from _think(match["thought"])
         else:
-            yield from _count(match[1], int(match[2]))
+            yield _act(match), 0.0
+
+
+def _act(match: re.Match[str]) -> Act:
+    if match["how"]:
+        return Act("bash", {"command": match["command"]}, ask=match["how"] == "ask")
+    if match["read"]:
+        return Act("file_read", {"path": match["read"]})
+    return Act("file_write", {"path": match["write"], "content": match["text"] + "\n"})
 
 
 def _count(command: str, n: int) -> Iterator[Step]:
@@ -138,34 +169,39 @@ def _pieces(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the answer to `prompt` stands: so many characters of it are said already."""
+    """Where the answer to `prompt` stands: so many characters of it are said, so many calls are done."""
 
     prompt: str
     said_chars: int = 0
+    done: int = 0
     continues: bool = False
     failed: bool = False
 
 
 def _find_place(turn: Turn) -> _Place:
-    said_chars = len(turn.said)
+    said_chars, done = len(turn.said), len(turn.done)
     if turn.prompt:
-        return _Place(turn.prompt, said_chars)
+        return _Place(turn.prompt, said_chars, done)
     failed = bool(turn.history) and turn.history[-1].cut == "error" and not turn.said
     for message in reversed(turn.history):
         if message.role == "user":
-            return _Place(message.content, said_chars, True, failed)
+            return _Place(message.content, said_chars, done, True, failed)
         said_chars += len(message.content)
-    return _Place("", said_chars, True, failed)
+        done += len(message.actions)
+    return _Place("", said_chars, done, True, failed)
 
 
-def _remaining(place: _Place) -> Iterator[tuple[AgentEvent | None, float]]:
-    """The steps that are left, and a None for each that was said already, or was failed at already."""
-    skip, failed = place.said_chars, place.failed
+def _remaining(place: _Place) -> Iterator[tuple[AgentEvent | Act | None, float]]:
+    """The steps that are left, and a None for each that was taken already, or was failed at already."""
+    skip, done, failed = place.said_chars, place.done, place.failed
     for event, wait_s in script(place.prompt):
         if isinstance(event, DemoFailure):
-            if not skip and not failed:
+            if not skip and not done and not failed:
                 raise event
-            failed = failed and skip > 0
+            failed = failed and (skip > 0 or done > 0)
+        elif isinstance(event, Act):
+            yield (None, 0.0) if done else (event, wait_s)
+            done = max(0, done - 1)
         elif not isinstance(event, Text):
             yield (None, 0.0) if skip else (event, wait_s)
         elif skip >= len(event.delta):

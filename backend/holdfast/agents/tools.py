@@ -387,21 +387,21 @@ def _documented(doc: str) -> tuple[str, dict[str, str]]:
 def as_result(value: object) -> ToolResult:
     """What a function returned, as text or as a JSON object, without what no store can hold."""
     if isinstance(value, ToolResult):
-        return ToolResult(_clean(value.output), value.failed, _clean(value.extra))
+        return ToolResult(clean(value.output), value.failed, clean(value.extra))
     if value is None:
         return ToolResult("")
     if isinstance(value, bytes | bytearray | memoryview):
         return ToolResult(clean_text(bytes(value).decode(errors="replace")))
-    plain = _clean(value if isinstance(value, str) else msgspec.to_builtins(value, str_keys=True))
+    plain = clean(value if isinstance(value, str) else msgspec.to_builtins(value, str_keys=True))
     return ToolResult(plain if isinstance(plain, str | dict) else msgspec.json.encode(plain).decode())
 
 
-def _clean(value: Any) -> Any:
-    """All text in a JSON value cleaned."""
+def clean(value: Any) -> Any:
+    """A JSON value without what no store can hold."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):
-        return {_clean(key): _clean(each) for key, each in value.items()}
+        return {clean(key): clean(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(each) for each in value]
+        return [clean(each) for each in value]
     return value

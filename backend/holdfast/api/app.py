@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from holdfast.agents.resolve import ResolvedAgent
-from holdfast.api import documents, http_accounts, http_sessions, http_system, pages, problems
+from holdfast.api import documents, http_accounts, http_actions, http_sessions, http_system, pages, problems
 from holdfast.api.auth import Authenticator
 from holdfast.api.socket import Sockets
 from holdfast.config import Settings
@@ -20,7 +20,7 @@ from holdfast.engine.engine import Engine
 from holdfast.store.database import Database
 from holdfast.telemetry import Metrics
 
-ENDPOINTS = [*http_sessions.ENDPOINTS, *http_accounts.ENDPOINTS]
+ENDPOINTS = [*http_sessions.ENDPOINTS, *http_actions.ENDPOINTS, *http_accounts.ENDPOINTS]
 
 
 class Services:

@@ -69,6 +69,23 @@ class ContinueBody(_Body, frozen=True):
     key: Key | None = None
 
 
+class Answered(_Body, frozen=True):
+    """The answer to one question, as in the `approve` frame."""
+
+    interruptId: Uuid  # noqa: N815
+    approved: bool
+    editedArgs: dict[str, Any] | None = None  # noqa: N815
+    reason: Reason | None = None
+    always: bool = False
+
+
+class ApproveBody(_Body, frozen=True):
+    """`POST /api/runs/{id}/approve`."""
+
+    decisions: Annotated[list[Answered], msgspec.Meta(min_length=1, max_length=100)]
+    key: Key | None = None
+
+
 class QueueBody(_Body, frozen=True):
     """`POST /api/sessions/{id}/queue`: the `queue` frame's fields."""
 

@@ -6,12 +6,14 @@ from typing import Any
 import msgspec
 
 from holdfast import __version__
+from holdfast.agents.folder import Entry
 from holdfast.api import problems
 from holdfast.api.endpoints import Endpoint
 from holdfast.domain import frames
+from holdfast.domain.actions import Action, Interrupt
 from holdfast.domain.cursors import Cursor
 from holdfast.domain.errors import ERRORS
-from holdfast.domain.transcript import Action, ActiveRun, Message, QueueItem
+from holdfast.domain.transcript import ActiveRun, Message, QueueItem
 from holdfast.domain.users import User
 from holdfast.store.runs import Sent
 
@@ -53,13 +55,15 @@ HAND_WRITTEN: dict[str, Any] = {
             "version": {"type": "integer"},
             "created_at": _TIME,
             "updated_at": _TIME,
-        }
+            "waiting": {"type": "boolean", "description": "in lists: a run of it waits for approval"},
+        },
+        "waiting",
     ),
     "Run": _object(
         {
             "id": _ID,
             "session": _ID,
-            "message": _ID,
+            "message": {**_MAYBE, "format": "uuid"},
             "status": {"enum": ["queued", "running", "waiting", "success", "failed", "cancelled"]},
             "attempt": {"type": "integer"},
             "created_at": _TIME,
@@ -89,6 +93,21 @@ HAND_WRITTEN: dict[str, Any] = {
         },
         "session",
     ),
+    "Approved": _object({"run": {**_MAYBE, "description": "the run that goes on; null while others are open"}}),
+    "Files": _object(
+        {"path": _STRING, "entries": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="Entry")}}}
+    ),
+    "Tools": _object(
+        {
+            "sandbox": _object({"name": _STRING, "confined": {"type": "boolean"}, "reason": _STRING}, "reason"),
+            "tools": {
+                "type": "array",
+                "items": _object(
+                    {"name": _STRING, "description": _STRING, "approval": {"enum": ["always", "ask", "never"]}}
+                ),
+            },
+        }
+    ),
     "Queue": _object({"queue": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="QueueItem")}}}),
     "Ticket": _object({"ticket": _STRING, "expires_in_s": {"type": "integer"}}),
     "SessionList": _list("Session"),
@@ -100,7 +119,7 @@ HAND_WRITTEN: dict[str, Any] = {
 def openapi(endpoints: list[Endpoint]) -> dict[str, Any]:
     """The HTTP API."""
     bodies = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
-    models: list[type] = [*bodies, Message, Action, ActiveRun, QueueItem, User, Sent]
+    models: list[type] = [*bodies, Message, Action, ActiveRun, QueueItem, Interrupt, Entry, User, Sent]
     _, components = msgspec.json.schema_components(models, ref_template=_TEMPLATE)
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
@@ -175,7 +194,7 @@ SERVER_FRAMES: dict[str, dict[str, Any]] = {
             "messages": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="Message")}},
             "activeRun": {"oneOf": [{"$ref": _TEMPLATE.format(name="ActiveRun")}, {"type": "null"}]},
             "queue": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="QueueItem")}},
-            "interrupts": {"type": "array"},
+            "interrupts": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="Interrupt")}},
             "open": _object({"messages": {"type": "array"}, "actions": {"type": "array"}}),
             "earlier": {"type": "boolean"},
         },
@@ -214,7 +233,7 @@ SERVER_FRAMES: dict[str, dict[str, Any]] = {
 
 def asyncapi() -> dict[str, Any]:
     """The native WebSocket."""
-    models: list[type] = [*frames.CLIENT_FRAMES, Cursor, Message, ActiveRun, QueueItem]
+    models: list[type] = [*frames.CLIENT_FRAMES, Cursor, Message, ActiveRun, QueueItem, Interrupt]
     _, components = msgspec.json.schema_components(models, ref_template=_TEMPLATE)
     messages: dict[str, Any] = {}
     for frame in frames.CLIENT_FRAMES:

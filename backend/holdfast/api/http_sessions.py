@@ -57,13 +57,13 @@ async def create_session(call: Call) -> Response:
 async def get_session(call: Call) -> Response:
     """One session."""
     async with call.services.database.read() as conn:
-        session = sessions.body(await sessions.visible(conn, call.user, _session(call)))
+        session = sessions.body(await sessions.visible(conn, call.user, session_of(call)))
     return JsonResponse(session, headers=etag(session))
 
 
 async def edit_session(call: Call) -> Response:
     """Write the named fields of a session."""
-    session = _session(call)
+    session = session_of(call)
     body = await bodies.read(call.request, bodies.SessionEdit, limit=BODY_BYTES)
     changes = {
         name: value
@@ -81,14 +81,15 @@ async def edit_session(call: Call) -> Response:
 
 async def delete_session(call: Call) -> Response:
     """Delete a session and all that belongs to it."""
-    session = _session(call)
+    session = session_of(call)
     await call.services.database.transact(lambda tx: sessions.remove(tx, call.user, session))
+    await call.services.engine.workshop.remove(session)
     return Response(status_code=204)
 
 
 async def list_messages(call: Call) -> Response:
     """The messages of a session, oldest first; each as it stands at this moment."""
-    session = _session(call)
+    session = session_of(call)
     limit = bodies.page_limit(call.request)
     after = bodies.page_cursor(call.request, 2)
     if after is not None and not (after[0].isdigit() and len(after[0]) < 20 and is_id(after[1])):
@@ -105,7 +106,7 @@ async def list_messages(call: Call) -> Response:
 
 async def send_message(call: Call) -> Response:
     """Accept a user's message; the answer comes as events."""
-    session = _session(call)
+    session = session_of(call)
     limit = call.services.settings.content_bytes
     body = await bodies.read(call.request, bodies.NewMessage, limit=limit * 6 + 4096)
     content = _content(body.content, limit)
@@ -115,7 +116,7 @@ async def send_message(call: Call) -> Response:
 
 async def cancel_session(call: Call) -> Response:
     """Stop all that is active or waiting in a session."""
-    session = _session(call)
+    session = session_of(call)
     body = await bodies.read(call.request, bodies.CancelBody, limit=BODY_BYTES, optional=True)
     effect, concerned, _ = await call.services.engine.cancel(call.user, session, None, body.reason)
     async with call.services.database.read() as conn:
@@ -125,7 +126,7 @@ async def cancel_session(call: Call) -> Response:
 
 async def get_queue(call: Call) -> Response:
     """The messages that wait in a session."""
-    session = _session(call)
+    session = session_of(call)
     async with call.services.database.read() as conn:
         await sessions.visible(conn, call.user, session)
         return JsonResponse({"queue": await transcripts.queue.read(conn, session)})
@@ -133,7 +134,7 @@ async def get_queue(call: Call) -> Response:
 
 async def change_queue(call: Call) -> Response:
     """Move, edit, remove or swap what waits."""
-    session = _session(call)
+    session = session_of(call)
     limit = call.services.settings.content_bytes
     body = await bodies.read(call.request, bodies.QueueBody, limit=limit * 6 + 4096)
     needed = {"move": ["position"], "edit": ["content"], "remove": [], "swap": ["other", "withVersion"]}
@@ -179,12 +180,12 @@ async def swap_queue(call: Call) -> Response:
 async def get_run(call: Call) -> Response:
     """One run."""
     async with call.services.database.read() as conn:
-        return JsonResponse(runs.body(await runs.visible(conn, call.user, _run(call))))
+        return JsonResponse(runs.body(await runs.visible(conn, call.user, run_of(call))))
 
 
 async def cancel_run(call: Call) -> Response:
     """Stop one run."""
-    run = _run(call)
+    run = run_of(call)
     body = await bodies.read(call.request, bodies.CancelBody, limit=BODY_BYTES, optional=True)
     async with call.services.database.read() as conn:
         session = (await runs.visible(conn, call.user, run))["session_id"]
@@ -195,13 +196,13 @@ async def cancel_run(call: Call) -> Response:
 async def continue_run(call: Call) -> Response:
     """A new run that goes on from what a run said before it was cut short."""
     body = await bodies.read(call.request, bodies.ContinueBody, limit=BODY_BYTES, optional=True)
-    sent, _ = await call.services.engine.continue_run(call.user, _run(call), key=body.key)
+    sent, _ = await call.services.engine.continue_run(call.user, run_of(call), key=body.key)
     return JsonResponse(sent, 202)
 
 
 async def export_session(call: Call) -> Response:
     """A session as a file: its journal (jsonl), its state (json), or to read (markdown)."""
-    session = _session(call)
+    session = session_of(call)
     kind = call.request.query_params.get("format", "jsonl")
     if kind not in portable.FORMATS:
         raise invalid("/format", f"must be one of {', '.join(portable.FORMATS)}")
@@ -303,14 +304,16 @@ ENDPOINTS = [
 ]
 
 
-def _session(call: Call) -> str:
+def session_of(call: Call) -> str:
+    """The id of a session in the path; whether there is one is not known."""
     session = call.path("id")
     if not is_id(session):
         raise SessionNotFound if _looks_like_id(session) else invalid("/id", "is not a UUID")
     return session
 
 
-def _run(call: Call) -> str:
+def run_of(call: Call) -> str:
+    """The id of a run in the path; whether there is one is not known."""
     run = call.path("id")
     if not is_id(run):
         raise RunNotFound if _looks_like_id(run) else invalid("/id", "is not a UUID")

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket
 
 from holdfast.api import problems
 from holdfast.api.auth import Authenticator, offered
+from holdfast.api.bodies import unstorable
 from holdfast.clock import is_id, new_id
 from holdfast.config import Settings
 from holdfast.domain import frames
@@ -26,7 +27,6 @@ from holdfast.domain.errors import (
     HelloRequired,
     HoldfastError,
     InvalidFrame,
-    NoOpenInterrupt,
     Overloaded,
     RateLimited,
     SessionNotFound,
@@ -38,6 +38,7 @@ from holdfast.domain.users import User
 from holdfast.engine.engine import Engine
 from holdfast.engine.hub import Subscription
 from holdfast.store import sessions, transcripts
+from holdfast.store.approvals import Decision
 
 log = logging.getLogger("holdfast.socket")
 
@@ -290,9 +291,9 @@ class Connection:
                 items, at = await self._change_queue(frame)
                 return frames.ack(frame.id, {"queue": items}, at=at)
             case frames.Approve():
-                async with engine.database.read() as conn:
-                    await self._visible(conn, frame.session)
-                raise NoOpenInterrupt
+                decisions = [checked_decision(decision) for decision in frame.decisions]
+                run, dup, at = await engine.decide(user, frame.session, frame.run, decisions, key=frame.key)
+                return frames.ack(frame.id, {"run": run}, dup=dup, at=at)
             case frames.Hello():
                 raise InvalidFrame("There was a hello already", field="type")
             case frames.Ping():
@@ -491,6 +492,18 @@ def checked_content(content: str, limit: int) -> str:
     if not content.strip():
         raise InvalidFrame("The message is empty", field="content")
     return content
+
+
+def checked_decision(decision: frames.Decision) -> Decision:
+    """A decision that every store can hold.
+
+    Raises:
+        InvalidFrame: it has U+0000 or half a surrogate pair.
+    """
+    for name, value in (("reason", decision.reason), ("editedArgs", decision.edited_args)):
+        if fault := unstorable(value):
+            raise InvalidFrame(fault.detail, field=f"decisions.{name}")
+    return Decision(decision.interrupt_id, decision.approved, decision.edited_args, decision.reason, decision.always)
 
 
 async def _refuse(send: Send) -> None:

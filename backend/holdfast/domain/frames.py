@@ -75,12 +75,13 @@ class Cancel(_Frame, frozen=True, tag="cancel"):
 
 
 class Decision(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """The answer to one interrupt."""
+    """The answer to one interrupt; `always` asks no more for this tool in this session."""
 
     interrupt_id: str
     approved: bool
     edited_args: dict[str, Any] | None = None
     reason: Reason | None = None
+    always: bool = False
 
 
 class Approve(_Frame, frozen=True, tag="approve"):

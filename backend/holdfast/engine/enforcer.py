@@ -3,7 +3,8 @@
 Every second it reads what this node holds. A run whose cancel is requested gets its token set, and so
 does one that this process still carries out although the node does not hold it any more; a run
 that the node holds but does not carry out (its end could not be written while the database was gone)
-is ended as interrupted. It also learns whether other nodes live, which decides how often to poll.
+is ended as interrupted. Questions that nobody has answered in time are denied. It also learns whether
+other nodes live, which decides how often to poll.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from holdfast.domain.errors import Unavailable
 from holdfast.engine.lease import Lease
 from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.engine.worker import Worker
-from holdfast.store import nodes
+from holdfast.store import approvals, nodes
 from holdfast.store.database import Database, Tx
 
 log = logging.getLogger("holdfast.enforcer")
@@ -61,6 +62,9 @@ class Enforcer:
             tx = Tx(conn, self._database.dialect, await self._database.now(conn))
             held = await nodes.held(tx, self._lease.node.id)
             self.alone = await nodes.living(tx) <= 1
+            expired = await approvals.due(conn, tx.now)
+        if expired and await self._database.transact(approvals.expire):
+            self._worker.wake()
         for run, session, _attempt, cancelled in held:
             if cancelled:
                 self._registry.cancel_run(session, run)

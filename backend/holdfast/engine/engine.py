@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from holdfast.agents.builtin import BUILTIN
 from holdfast.agents.resolve import ResolvedAgent
+from holdfast.agents.sandbox import Sandbox
+from holdfast.agents.tools import Toolbox
 from holdfast.clock import Clock, SystemClock, is_id, new_id
 from holdfast.config import Settings
 from holdfast.domain.cursors import Cursor
@@ -15,11 +18,14 @@ from holdfast.domain.users import User
 from holdfast.engine.enforcer import Enforcer
 from holdfast.engine.hub import Hub
 from holdfast.engine.lease import Lease
+from holdfast.engine.leftovers import Leftovers
 from holdfast.engine.registry import AgentTaskRegistry, get_agent_task_registry
 from holdfast.engine.runner import Runner
 from holdfast.engine.watcher import Watcher
 from holdfast.engine.worker import Worker
-from holdfast.store import queue, runs
+from holdfast.engine.workshop import Workshop
+from holdfast.store import approvals, queue, runs
+from holdfast.store.approvals import Decision
 from holdfast.store.database import Database, Tx
 from holdfast.store.journal import Journal
 from holdfast.store.runs import CancelEffect, Sent
@@ -40,6 +46,8 @@ class Engine:
         *,
         clock: Clock | None = None,
         registry: AgentTaskRegistry | None = None,
+        toolbox: Toolbox = BUILTIN,
+        sandbox: Sandbox | None = None,
     ) -> None:
         self.clock = clock or SystemClock()
         self.settings = settings
@@ -48,18 +56,21 @@ class Engine:
         self.registry = registry or get_agent_task_registry()
         self.journal = Journal(database, self.clock, patience_s=settings.db_patience_s)
         self.hub = Hub(self.journal)
+        self.workshop = Workshop(settings, toolbox, sandbox)
         self.lease = Lease(
             database,
             self.clock,
             lease_s=settings.lease_s,
             heartbeat_s=settings.heartbeat_s,
             on_lost=self._lost,
+            leftovers=Leftovers(database, self.workshop.host, settings.kill_grace_s),
         )
         self.runner = Runner(
             database,
             self.journal,
             self.registry,
             agent,
+            self.workshop,
             self.clock,
             cancel_grace_s=settings.cancel_grace_s,
             timeout_s=settings.run_timeout_s,
@@ -80,6 +91,7 @@ class Engine:
     async def start(self) -> None:
         """Start the journal, take the lease, recover what the dead have left, start the loops."""
         await self.journal.start()
+        await self.workshop.find()
         await self.lease.start()
         await self.enforcer.enforce()
         loops = {
@@ -158,6 +170,25 @@ class Engine:
             self.registry.cancel_run(session, one, reason)
         self.worker.wake()
         return effect, concerned, at
+
+    async def decide(
+        self, user: User, session: str, run: str, decisions: Sequence[Decision], *, key: str | None = None
+    ) -> tuple[str | None, bool, Cursor]:
+        """Answer questions of a run that waits: (the run that goes on or None, dup, the place in the journal).
+
+        Raises:
+            SessionNotFound, RunNotFound, NoOpenInterrupt, AlreadyResolved, IdempotencyConflict, Unavailable.
+        """
+        if not is_id(run):
+            raise RunNotFound
+        ids = (new_id(), new_id())
+
+        async def work(tx: Tx) -> tuple[str | None, bool]:
+            return await approvals.decide(tx, user, session, run, decisions, key=key, ids=ids)
+
+        (going_on, dup), at = await self._placed(session, work)
+        self.worker.wake()
+        return going_on, dup, at
 
     async def change_queue(
         self,

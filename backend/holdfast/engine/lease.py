@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from holdfast.clock import Clock, new_id
 from holdfast.domain.errors import LeaseLost, Unavailable
+from holdfast.engine.leftovers import Leftovers
 from holdfast.engine.processes import boot_id, process_started
 from holdfast.store import nodes, runs
 from holdfast.store.database import Database, Tx
@@ -51,12 +52,14 @@ class Lease:
         lease_s: float,
         heartbeat_s: float,
         on_lost: Callable[[], None],
+        leftovers: Leftovers | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._on_lost = on_lost
+        self._leftovers = leftovers
         self._beaten_at = 0.0
         self._stopped = False
         self.node = this_process()
@@ -122,11 +125,15 @@ class Lease:
             ended += done
             if not done:
                 break
+        if self._leftovers is not None:
+            await self._leftovers.sweep()
         return ended
 
     async def end_interrupted(self, run: str, attempt: int) -> bool:
         """End a run whose process is gone, with all that it had committed."""
         error = {"code": "interrupted", "id": new_id(), "message": _INTERRUPTED}
+        if self._leftovers is not None:
+            await self._leftovers.end_run(run)
 
         async def bury(tx: Tx) -> None:
             row = (await tx.conn.execute(tasks.select().filter_by(id=run))).mappings().one()

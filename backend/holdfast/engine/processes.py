@@ -43,7 +43,17 @@ from holdfast.engine.families import (
     process_started,
 )
 
-__all__ = ["Ending", "OnOutput", "Process", "ProcessIdentity", "boot_id", "end_leftover", "process_started", "spawn"]
+__all__ = [
+    "Ending",
+    "OnOutput",
+    "Process",
+    "ProcessIdentity",
+    "boot_id",
+    "end_leftover",
+    "new_mark",
+    "process_started",
+    "spawn",
+]
 
 log = logging.getLogger("holdfast.processes")
 
@@ -289,12 +299,14 @@ async def spawn(
     memory_bytes: int | None = None,
     processes: int | None = None,
     grouped: bool = True,
+    mark: str | None = None,
 ) -> Process:
     """Start a process in a session of its own, with exactly this environment and a mark.
 
     Each piece of output, at most 64 KiB, goes to `on_output(stream, data)`; an awaitable that this
     returns is awaited before more is read. `memory_bytes` and `processes` are limits on the whole family,
-    where the machine has control groups for it (`grouped` False uses none). Call it in the thread of the
+    where the machine has control groups for it (`grouped` False uses none). `mark` is one of `new_mark`, for
+    those who wrote it down before. Call it in the thread of the
     event loop that lives as long as the service: programs that end with their parent watch that thread.
 
     Raises:
@@ -303,7 +315,7 @@ async def spawn(
     """
     _become_subreaper()
     program = _found(argv[0], env, cwd)
-    mark = secrets.token_hex(16)
+    mark = mark or new_mark()
     group = cgroups.make(mark, memory_bytes=memory_bytes, processes=processes) if grouped else None
     entries = [str(entry) for entry in group.entries] if group else []
     try:
@@ -316,6 +328,11 @@ async def spawn(
     identity = ProcessIdentity(boot_id(), popen.pid, member.started if member else "unknown", mark)
     log.info("process %d: started %s", popen.pid, Path(program).name)
     return Process(popen, Family(identity, group, ours=True), on_output, stdin)
+
+
+def new_mark() -> str:
+    """A mark that no other family has."""
+    return secrets.token_hex(16)
 
 
 async def end_leftover(identity: ProcessIdentity, grace_s: float) -> bool:

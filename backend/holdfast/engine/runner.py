@@ -5,15 +5,20 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from holdfast.agents.resolve import ResolvedAgent
-from holdfast.agents.turn import AgentFault, CancelToken, HistoryMessage, Turn, TurnUser
+from holdfast.agents.tools import ApprovalNeeded
+from holdfast.agents.turn import AgentFault, CancelToken, HistoryAction, HistoryMessage, Turn, TurnUser
 from holdfast.clock import Clock, new_id
 from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.transcript import Message, fresh_metadata
+from holdfast.engine.actions import Actions
 from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.engine.speech import Speech
-from holdfast.store import runs, transcripts
+from holdfast.engine.workshop import Workshop
+from holdfast.store import approvals, runs, transcripts
 from holdfast.store.database import Database, Tx
 from holdfast.store.journal import Journal, RunWriter
 from holdfast.store.runs import Claim, End
@@ -30,6 +35,7 @@ class Runner:
         journal: Journal,
         registry: AgentTaskRegistry,
         agent: ResolvedAgent,
+        workshop: Workshop,
         clock: Clock,
         *,
         cancel_grace_s: float = 1.0,
@@ -40,6 +46,7 @@ class Runner:
         self._journal = journal
         self._registry = registry
         self._agent = agent
+        self._workshop = workshop
         self._clock = clock
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = timeout_s
@@ -58,10 +65,13 @@ class Runner:
         token = CancelToken()
         writer.on_failure = lambda: token.set("what it says cannot be committed")
         self._registry.register(claim.session, claim.message, token, run=claim.run)
+        actions: Actions | None = None
         try:
-            speech, turn = await self._prepare(claim, writer, token)
-            end = await self._converse(claim, turn, speech)
-            await self._finish(claim, node, speech, end)
+            speech, said = await self._speech(claim, writer)
+            actions = self._actions(claim, node, speech, token)
+            end = await self._converse(claim, token, speech, actions, said)
+            await actions.close()
+            await self._finish(claim, node, speech, actions, end)
         except LeaseLost as lost:
             log.warning("lease lost: %s", lost)
         except Unavailable:
@@ -69,38 +79,61 @@ class Runner:
         except Exception:
             log.exception("run %s could not be ended; it is left to the recovery", claim.run)
         finally:
+            if actions is not None:
+                await asyncio.shield(asyncio.ensure_future(actions.abandon()))
             self._handing_back.discard(claim.run)
             self._journal.close(writer)
             self._registry.mark_completed(claim.session, claim.run)
             self._registry.cleanup(claim.session, claim.run)
 
-    async def _prepare(self, claim: Claim, writer: RunWriter, token: CancelToken) -> tuple[Speech, Turn]:
+    async def _speech(self, claim: Claim, writer: RunWriter) -> tuple[Speech, Message | None]:
+        """The run's speech, and what it had said when it was handed over."""
+        said = await transcripts.message(self._database, claim.message) if claim.resumed else None
+        if said is None:
+            return Speech(claim, writer, self._clock), None
+        return Speech(claim, writer, self._clock, said.metadata.get("reasoning", ""), len(said.content)), said
+
+    def _actions(self, claim: Claim, node: str, speech: Speech, token: CancelToken) -> Actions:
+        return Actions(
+            self._database,
+            self._workshop,
+            claim,
+            speech,
+            token,
+            self._patiently,
+            node=node,
+            grace_s=self._cancel_grace_s,
+            is_handing_back=lambda: claim.run in self._handing_back,
+        )
+
+    async def _turn(self, claim: Claim, token: CancelToken, actions: Actions, said: Message | None) -> Turn:
         history = await transcripts.history(self._database, claim.session, claim.message)
-        said, reasoning = "", ""
-        if claim.resumed and (message := await transcripts.message(self._database, claim.message)):
-            said, reasoning = message.content, message.metadata.get("reasoning", "")
         if claim.prompt and history and history[-1].role == "user":
             history.pop()
-        turn = Turn(
+        return Turn(
             session=claim.session,
             run=claim.run,
             user=TurnUser(claim.user, claim.user),
             prompt=claim.prompt,
             history=tuple(_as_history(message) for message in history if _is_told(message)),
-            said=said,
+            said=said.content if said else "",
+            done=_done(said) if said else (),
+            tools=actions,
             cancelled=token,
         )
-        return Speech(claim, writer, self._clock, reasoning), turn
 
-    async def _converse(self, claim: Claim, turn: Turn, speech: Speech) -> End:
+    async def _converse(
+        self, claim: Claim, token: CancelToken, speech: Speech, actions: Actions, said: Message | None
+    ) -> End | ApprovalNeeded:
         """Let the agent speak to its end, a cancel or a fault; how the run is to end."""
-        consumer = asyncio.create_task(self._consume(claim, turn, speech), name=f"run {claim.run}")
-        stop = asyncio.create_task(turn.cancelled.wait())
+        work = self._consume(claim, token, speech, actions, said)
+        consumer = asyncio.create_task(work, name=f"run {claim.run}")
+        stop = asyncio.create_task(token.wait())
         try:
             await asyncio.wait({consumer, stop}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            timed_out = not consumer.done() and not turn.cancelled.is_set
+            timed_out = not consumer.done() and not token.is_set
             if not consumer.done():
-                turn.cancelled.set("timeout")
+                token.set("timeout")
                 await self._stop(claim, consumer)
         except asyncio.CancelledError:
             consumer.cancel()
@@ -109,14 +142,18 @@ class Runner:
             stop.cancel()
         if timed_out:
             return _failed("timeout", "The run took longer than it may")
-        return self._outcome(claim, turn, consumer)
+        return self._outcome(claim, token, consumer)
 
-    async def _consume(self, claim: Claim, turn: Turn, speech: Speech) -> None:
+    async def _consume(
+        self, claim: Claim, token: CancelToken, speech: Speech, actions: Actions, said: Message | None
+    ) -> None:
         writer = speech.writer
-        said = self._agent.agent(turn)
+        await actions.prepare()
+        events = self._agent.agent(await self._turn(claim, token, actions, said))
         try:
-            async for event in said:
-                if turn.cancelled.is_set:
+            async for event in events:
+                if token.is_set:
+                    speech.note(event)
                     break
                 speech.say(event)
                 if writer.full:
@@ -124,8 +161,8 @@ class Runner:
                 if speech.checkpoint_due:
                     await self._checkpoint(claim, speech)
         finally:
-            if isinstance(said, AsyncGenerator):
-                await said.aclose()
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
 
     async def _stop(self, claim: Claim, consumer: "asyncio.Task[None]") -> None:
         """The agent was told; wait for it, then interrupt it, then leave it behind."""
@@ -138,16 +175,18 @@ class Runner:
         if not consumer.done():
             log.error("run %s: the agent does not stop; it is left behind, and can write nothing", claim.run)
 
-    def _outcome(self, claim: Claim, turn: Turn, consumer: "asyncio.Task[None]") -> End:
+    def _outcome(self, claim: Claim, token: CancelToken, consumer: "asyncio.Task[None]") -> End | ApprovalNeeded:
         failure = consumer.exception() if consumer.done() and not consumer.cancelled() else None
         if isinstance(failure, LeaseLost | Unavailable):
             raise failure
-        if turn.cancelled.is_set:
+        if token.is_set:
             if failure is not None:
                 log.info("run %s: the agent failed while it was stopped: %r", claim.run, failure)
             return End(outcome="cancelled")
         if failure is None and not consumer.cancelled():
             return End(outcome="success")
+        if isinstance(failure, ApprovalNeeded):
+            return failure
         if isinstance(failure, AgentFault):
             log.warning("run %s: %s: %s", claim.run, failure.code, failure.message)
             return _failed(failure.code, failure.message)
@@ -167,32 +206,39 @@ class Runner:
 
         await self._patiently(fold)
 
-    async def _finish(self, claim: Claim, node: str, speech: Speech, end: End) -> None:
+    async def _finish(
+        self, claim: Claim, node: str, speech: Speech, actions: Actions, end: End | ApprovalNeeded
+    ) -> None:
         closing = speech.closing()
         await speech.writer.flush()
+        asked = end if isinstance(end, ApprovalNeeded) else None
+        end = End(outcome="success") if isinstance(end, ApprovalNeeded) else end
         if end.outcome == "cancelled" and claim.run in self._handing_back:
             for event in closing:
                 speech.writer.put(ev.event_type(event), ev.encode(event))
             await self._checkpoint(claim, speech)
             await self._patiently(lambda tx: runs.requeue(tx, claim.run, claim.attempt, node, "drain"))
             return
-        final = End(
-            outcome=end.outcome,
-            error=end.error,
+        final = msgspec.structs.replace(
+            end,
             tail=speech.take_tail(),
             metadata=speech.metadata(ended=True),
             closing=closing,
             usage=speech.usage(),
+            processes=tuple(actions.ended),
         )
-        await self._patiently(lambda tx: runs.end(tx, claim.run, claim.attempt, final))
+        if asked is None:
+            await self._patiently(lambda tx: runs.end(tx, claim.run, claim.attempt, final))
+        else:
+            questions, timeout_s = actions.asked(asked.calls), self._workshop.approval_timeout_s
+            await self._patiently(lambda tx: approvals.wait(tx, claim.run, claim.attempt, final, questions, timeout_s))
 
-    async def _patiently(self, work: Callable[[Tx], Awaitable[Any]]) -> None:
+    async def _patiently(self, work: Callable[[Tx], Awaitable[Any]]) -> Any:
         """A transaction of the run, tried again while the database is gone for a moment."""
         deadline = self._clock.monotonic() + self._patience_s
         while True:
             try:
-                await self._database.transact(work)
-                return
+                return await self._database.transact(work)
             except Unavailable:
                 if self._clock.monotonic() > deadline:
                     raise
@@ -216,4 +262,20 @@ def _as_history(message: Message) -> HistoryMessage:
     elif message.metadata.get("interrupted"):
         cut = "interrupted"
     role = "user" if message.role == "user" else "assistant"
-    return HistoryMessage(role, message.content, cut)
+    return HistoryMessage(role, message.content, cut, _done(message))
+
+
+def _done(message: Message) -> tuple[HistoryAction, ...]:
+    """The actions of a message that have a result."""
+    return tuple(
+        HistoryAction(
+            action.id,
+            action.type,
+            action.input,
+            str(action.output or ""),
+            action.outcome,  # pyright: ignore[reportArgumentType]
+            action.offset or 0,
+        )
+        for action in message.actions
+        if action.outcome is not None
+    )

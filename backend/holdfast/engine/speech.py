@@ -21,7 +21,7 @@ _CHUNK = "TEXT_MESSAGE_CONTENT"
 class Speech:
     """One attempt of a run as it speaks: writes events and keeps what is not folded yet."""
 
-    def __init__(self, claim: Claim, writer: RunWriter, clock: Clock, reasoning: str = "") -> None:
+    def __init__(self, claim: Claim, writer: RunWriter, clock: Clock, reasoning: str = "", said_chars: int = 0) -> None:
         self.writer = writer
         self._claim = claim
         self._clock = clock
@@ -30,6 +30,7 @@ class Speech:
         self._recent: list[str] = []
         self._tail_chars = 0
         self._folded_chars = 0
+        self._said_chars = said_chars
         self._reasoning = [reasoning] if reasoning else []
         self._span: str | None = None
         self._spans = (claim.attempt - 1) * 1000
@@ -42,6 +43,11 @@ class Speech:
         """Whether as much is unfolded as is folded, so that folding costs little a chunk."""
         return self._tail_chars >= max(FIRST_CHECKPOINT, self._folded_chars)
 
+    @property
+    def offset(self) -> int:
+        """How many characters the message has, those of earlier attempts too."""
+        return self._said_chars + self._folded_chars + self._tail_chars
+
     def say(self, event: AgentEvent) -> None:
         """Write down one thing that the agent says."""
         if isinstance(event, Text):
@@ -51,6 +57,11 @@ class Speech:
             if event.delta:
                 self._say_reasoning(ev.clean_text(event.delta))
         else:
+            self._usage = event
+
+    def note(self, event: AgentEvent) -> None:
+        """Keep what an agent tells after it was stopped: the tokens that it has used, and no more words."""
+        if isinstance(event, Usage):
             self._usage = event
 
     def take_tail(self) -> str:
@@ -64,6 +75,11 @@ class Speech:
         """What closes an open reasoning span."""
         span, self._span = self._span, None
         return (ev.ReasoningMessageEnd(message_id=span), ev.ReasoningEnd(message_id=span)) if span else ()
+
+    def close_span(self) -> None:
+        """Close an open reasoning span: what comes next is no reasoning."""
+        for event in self.closing():
+            self._put(event)
 
     def metadata(self, *, ended: bool) -> dict[str, Any]:
         """The message's metadata as far as the run itself knows it."""
@@ -91,8 +107,7 @@ class Speech:
     def _say_text(self, delta: str) -> None:
         if self._first_token is None:
             self._first_token = self._clock.monotonic()
-        for event in self.closing():
-            self._put(event)
+        self.close_span()
         put, prefix = self.writer.put, self._prefix
         if len(delta) <= CHUNK_CHARS:
             put(_CHUNK, ev.encode_chunk(prefix, delta))

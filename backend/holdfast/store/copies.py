@@ -7,12 +7,14 @@ from sqlalchemy import insert
 
 from holdfast.clock import parse_rfc3339
 from holdfast.domain import events as ev
-from holdfast.domain.transcript import Action, Message, Transcript
+from holdfast.domain.actions import Action
+from holdfast.domain.transcript import Message, Transcript
 from holdfast.domain.users import User
 from holdfast.store import sessions
 from holdfast.store.database import Tx
 from holdfast.store.tables import actions, events, messages
 
+_EXTRA = ("link", "diff", "exit_code")
 _KEPT = ("title", "notes", "repository", "branch", "target_branch")
 
 
@@ -29,7 +31,9 @@ async def write(
         rows = [_message(transcript, message, place) for place, message in enumerate(transcript.messages, start=1)]
         await tx.conn.execute(insert(messages), rows)
     if of_actions:
-        await tx.conn.execute(insert(actions), [_action(message, action) for message, action in of_actions])
+        await tx.conn.execute(
+            insert(actions), [_action(message, action, transcript.seq) for message, action in of_actions]
+        )
 
 
 def _event(session: str, record: ev.Recorded) -> dict[str, Any]:
@@ -59,15 +63,19 @@ def _message(transcript: Transcript, message: Message, place: int) -> dict[str, 
     }
 
 
-def _action(message: Message, action: Action) -> dict[str, Any]:
+def _action(message: Message, action: Action, seq: int) -> dict[str, Any]:
     return {
         "id": action.id,
         "message_id": message.id,
         "session_id": message.session,
+        "seq": seq,
         "type": action.type,
         "position": action.position,
+        "offset": action.offset,
         "input": action.input,
         "output": action.output,
+        "live": action.live,
+        "extra": {name: value for name in _EXTRA if (value := getattr(action, name)) is not None} or None,
         "status": action.status,
         "outcome": action.outcome,
         "started_at": parse_rfc3339(action.started_at) if action.started_at else None,

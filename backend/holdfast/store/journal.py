@@ -14,7 +14,7 @@ append an event, so whoever is out of date cannot append.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, select, text
@@ -104,6 +104,15 @@ class RunWriter:
             await self.committed.wait()
         if self.failure is not None:
             raise self.failure
+
+    def advance(self, records: Sequence[Recorded]) -> None:
+        """A transaction of the run has appended these events; go on behind them.
+
+        Where somebody else has written in between, or something is on its way, the journal finds out
+        by itself.
+        """
+        if records and not self.pending and not self.taken and records[0].seq == self.head + 1:
+            self.head = records[-1].seq
 
     def fail(self, failure: BaseException) -> None:
         """End the writer; what was not committed is dropped."""

@@ -1,5 +1,7 @@
 """The queue of a session: the messages that wait, and their reordering, editing and removal.
 
+A run that goes on from another has no message and is no item; it goes before all of them.
+
 Every change names the version of the item that it is based on; what has started or changed since is
 answered with `Conflict` and the queue as it is.
 """
@@ -12,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from holdfast.clock import rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import Conflict, InvalidRequest
-from holdfast.domain.tasks import CancellationStatus, TaskState, UiStatus
+from holdfast.domain.tasks import TERMINAL, CancellationStatus, TaskState, UiStatus
 from holdfast.domain.transcript import QueueItem
 from holdfast.domain.users import User
 from holdfast.store import sessions
@@ -25,13 +27,13 @@ async def read(conn: AsyncConnection, session: str) -> list[QueueItem]:
     """The messages that wait in a session, first in line first."""
     statement = (
         select(tasks.c.id, tasks.c.version, messages.c.content, tasks.c.user_id, tasks.c.created_at)
-        .outerjoin(messages, messages.c.id == tasks.c.input_message_id)
+        .join(messages, messages.c.id == tasks.c.input_message_id)
         .where(tasks.c.session_id == session, tasks.c.state == TaskState.PENDING, tasks.c.started_at.is_(None))
         .order_by(tasks.c.place, tasks.c.id)
     )
     rows = await conn.execute(statement)
     return [
-        QueueItem(row[0], row[1], row[2] or "", row[3], rfc3339(row[4]), position)
+        QueueItem(row[0], row[1], row[2], row[3], rfc3339(row[4]), position)
         for position, row in enumerate(rows, start=1)
     ]
 
@@ -78,8 +80,6 @@ async def edit(tx: Tx, user: User, session: str, task: str, version: int, conten
     """
     line = await _line(tx, user, session)
     item = await _based_on(tx, session, line, task, version)
-    if item["input_message_id"] is None:
-        raise Conflict("A continuation has no text", current=await read(tx.conn, session))
     await tx.conn.execute(update(messages).where(messages.c.id == item["input_message_id"]).values(content=content))
     return await _rearrange(tx, session, line, {task}, tell_items=True)
 
@@ -103,8 +103,8 @@ async def remove(tx: Tx, user: User, session: str, task: str, version: int) -> l
     await tx.conn.execute(update(tasks).where(tasks.c.id == task).values(**values))
     await tx.conn.execute(delete(messages).where(messages.c.id == item["input_message_id"]))
     line.remove(item)
-    active = select(tasks.c.id).where(tasks.c.session_id == session, tasks.c.node_id.is_not(None))
-    if not line and await tx.conn.scalar(active) is None:
+    left = select(tasks.c.id).where(tasks.c.session_id == session, tasks.c.state.not_in(TERMINAL)).limit(1)
+    if not line and await tx.conn.scalar(left) is None:
         idle = {"ui_status": UiStatus.IDLE}
         await tx.conn.execute(update(sessions_table).where(sessions_table.c.id == session).values(**idle))
     return await _rearrange(tx, session, line, set(), removed=[task])
@@ -115,6 +115,7 @@ async def _line(tx: Tx, user: User, session: str) -> list[RowMapping]:
     statement = (
         select(tasks)
         .where(tasks.c.session_id == session, tasks.c.state == TaskState.PENDING, tasks.c.started_at.is_(None))
+        .where(tasks.c.input_message_id.is_not(None))
         .order_by(tasks.c.place, tasks.c.id)
         .with_for_update()
     )

@@ -11,15 +11,15 @@ from sqlalchemy import RowMapping, and_, func, insert, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from holdfast.clock import rfc3339
+from holdfast.clock import new_id, rfc3339
 from holdfast.domain import events as ev
-from holdfast.domain.errors import Conflict, LeaseLost, Overloaded, RunActive, RunNotFound
+from holdfast.domain.errors import Conflict, InterruptsPending, LeaseLost, Overloaded, RunActive, RunNotFound
 from holdfast.domain.tasks import ACTIVE, TERMINAL, CancellationStatus, TaskState, UiStatus, run_status
 from holdfast.domain.transcript import fresh_metadata
 from holdfast.domain.users import User, access
-from holdfast.store import idempotency, queue, sessions
+from holdfast.store import actions, idempotency, queue, sessions
 from holdfast.store.database import Tx, Written
-from holdfast.store.tables import events, gates, messages, tasks
+from holdfast.store.tables import events, gates, interrupts, messages, tasks
 from holdfast.store.tables import sessions as sessions_table
 
 MAX_QUEUED = 100
@@ -54,6 +54,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     """How a run ends. `error` {code, id, message} goes with `failed` and `interrupted`.
 
     `tail` is what of the content is not yet in the message's row; None: take it from the journal.
+    `processes` are those that a cancel has ended: {pid, how}.
     """
 
     outcome: Literal["success", "cancelled", "failed", "interrupted"]
@@ -62,7 +63,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     tail: str | None = None
     closing: tuple[ev.Event, ...] = ()
     usage: tuple[ev.TokenUsage, ...] = ()
-    took_ms: int | None = None
+    processes: tuple[dict[str, Any], ...] = ()
 
 
 async def visible(conn: AsyncConnection, user: User, run: str) -> RowMapping:
@@ -120,11 +121,11 @@ async def send(
         return msgspec.convert(known, Sent), True
     waiting, active = await _standing(tx, session)
     if (waiting or active) and if_busy == "reject":
-        raise RunActive
+        raise InterruptsPending if any(task["state"] == TaskState.PAUSED for task in waiting) else RunActive
     if if_busy == "interrupt":
         for task in active:
             await request_cancel(tx, task, user.id, "interrupted by a new message")
-        for task in [task for task in waiting if task["started_at"] is not None]:
+        for task in [task for task in waiting if task["started_at"] or task["input_message_id"] is None]:
             await _cancel_waiting(tx, task, user.id, "interrupted by a new message", nested=False)
             waiting.remove(task)
     run, message, reply = ids
@@ -209,7 +210,7 @@ async def cancel(
             return "already_terminal", []
     for task in active:
         await request_cancel(tx, task, user.id, reason)
-    for task in waiting:
+    for task in sorted(waiting, key=lambda task: task["state"] != TaskState.PAUSED):
         await _cancel_waiting(tx, task, user.id, reason, nested=await _has_open_run(tx, session, task["id"]))
     await _mark_session_cancelled(tx, user, session, run, stopped=bool(waiting), active=bool(active))
     concerned = [task["id"] for task in (*active, *waiting)]
@@ -253,9 +254,10 @@ async def end(tx: Tx, run: str, attempt: int, end: End) -> str:
         raise LeaseLost(f"run {run} attempt {attempt} is over")
     if task["cancellation_status"] is not None and end.outcome in ("success", "interrupted"):
         end = msgspec.structs.replace(end, outcome="cancelled", error=None)
-    metadata = await _close_message(tx, task, end)
+    metadata = await close_message(tx, task, end)
     await _end_task(tx, task, end)
     closing: list[Written] = [(run, attempt, event) for event in end.closing]
+    closing += [(run, attempt, event) for event in await actions.close_open(tx, task["session_id"], end.outcome)]
     closing.append((run, attempt, ev.TextMessageEnd(message_id=task["message_id"], metadata=metadata)))
     closing.append((run, attempt, _end_event(tx, task, end)))
     await _settle_session(tx, task, end.outcome)
@@ -368,8 +370,23 @@ async def _enqueue(
         **values,
     }
     await tx.conn.execute(insert(tasks).values(**task))
-    await _ensure_gate(tx, f"user:{user.id}")
-    line = [(row["place"], row["id"], row["version"]) for row in fresh]
+    await _ensure_gate(tx, f"user:{task['user_id']}")
+    told = await _touch_session(tx, session, content)
+    if values.get("input_message_id") is not None:
+        told.insert(0, _queue_changed(tx, user, values, content, fresh))
+    if told:
+        await tx.append(session["id"], told)
+
+
+async def enqueue_first(tx: Tx, user: User, session: RowMapping, values: dict[str, Any], owner: str) -> None:
+    """A run without a message of its own, of the user `owner`, before all that wait."""
+    waiting, _ = await _standing(tx, session["id"])
+    first = {**values, "user_id": owner, "place": _place(waiting, first=True)}
+    await _enqueue(tx, user, session, first, "", [])
+
+
+def _queue_changed(tx: Tx, user: User, values: dict[str, Any], content: str, fresh: list[RowMapping]) -> Written:
+    line = [(row["place"], row["id"], row["version"]) for row in fresh if row["input_message_id"] is not None]
     order = sorted([*line, (values["place"], values["id"], 1)])
     item = {
         "task": values["id"],
@@ -379,9 +396,7 @@ async def _enqueue(
         "created_at": rfc3339(tx.now),
     }
     value = {"items": [item], "order": [{"task": task, "version": version} for _, task, version in order]}
-    told: list[Written] = [(None, 0, ev.Custom(name="queue.changed", value=value))]
-    told += await _touch_session(tx, session, content)
-    await tx.append(session["id"], told)
+    return None, 0, ev.Custom(name="queue.changed", value=value)
 
 
 async def _touch_session(tx: Tx, session: RowMapping, content: str) -> list[Written]:
@@ -416,13 +431,16 @@ async def _cancel_waiting(tx: Tx, task: RowMapping, by: str, reason: str | None,
     values = {"cancellation_status": CancellationStatus.REQUESTED, "cancel_requested_at": tx.now}
     values |= {"cancel_requested_by": by, "cancel_reason": reason}
     await tx.conn.execute(update(tasks).where(tasks.c.id == task["id"]).values(**values))
+    if task["state"] == TaskState.PAUSED:
+        await _cancel_paused(tx, task["id"])
+        return
     if task["started_at"] is not None:
         closing = await open_spans(tx.conn, task)
         await end(tx, task["id"], task["attempt"], End(outcome="cancelled", closing=closing))
         return
     task = (await tx.conn.execute(select(tasks).filter_by(id=task["id"]))).mappings().one()
     await _end_task(tx, task, End(outcome="cancelled"))
-    if nested:
+    if nested and task["input_message_id"] is not None:
         left = await queue.read(tx.conn, task["session_id"])
         order = [{"task": item.task, "version": item.version} for item in left]
         told = ev.Custom(name="queue.changed", value={"removed": [task["id"]], "order": order})
@@ -431,6 +449,27 @@ async def _cancel_waiting(tx: Tx, task: RowMapping, by: str, reason: str | None,
         await _tell_started_and_ended(tx, task)
     else:
         await _tell_cancelled(tx, task["session_id"])
+
+
+async def _cancel_paused(tx: Tx, run: str) -> None:
+    """End a run that waits for approval: its end was told, so another run tells that it is cancelled."""
+    task = (await tx.conn.execute(select(tasks).filter_by(id=run))).mappings().one()
+    await tx.conn.execute(
+        update(interrupts)
+        .where(interrupts.c.task_id == run, interrupts.c.resolved_at.is_(None))
+        .values(resolved_at=tx.now, resolved_by=task["cancel_requested_by"], approved=0, note="cancelled")
+    )
+    await _end_task(tx, task, End(outcome="cancelled"))
+    kept = ("executor", "session_id", "user_id", "priority", "place", "cancellation_status", "cancel_reason")
+    closing = {name: task[name] for name in (*kept, "cancel_requested_at", "cancel_requested_by")}
+    closing |= {"id": new_id(), "parent_task_id": run, "attempt": 0, "version": 1, "state": TaskState.CANCELED}
+    closing |= {"cancellation_status": CancellationStatus.CANCELLED}
+    moments = ("created_at", "started_at", "ended_at", "last_updated")
+    await tx.conn.execute(insert(tasks).values(**closing, **dict.fromkeys(moments, tx.now)))
+    task = (await tx.conn.execute(select(tasks).filter_by(id=closing["id"]))).mappings().one()
+    await _settle_session(tx, task, "cancelled")
+    await _tell_started_and_ended(tx, task)
+    await _tell_cancelled(tx, task["session_id"])
 
 
 async def _has_open_run(tx: Tx, session: str, but: str) -> bool:
@@ -462,9 +501,11 @@ async def _tell_cancelled(tx: Tx, session: str) -> None:
 
 
 async def _tell_started_and_ended(tx: Tx, task: RowMapping) -> None:
-    started = await _started_event(tx, task, None)
-    ended = _end_event(tx, task, End(outcome="cancelled"))
-    records = await tx.append(task["session_id"], [(task["id"], 0, started), (task["id"], 0, ended)])
+    told: list[ev.Event] = [await _started_event(tx, task, None)]
+    if task["input_message_id"] is None:
+        told += await actions.close_open(tx, task["session_id"], "cancelled")
+    told.append(_end_event(tx, task, End(outcome="cancelled")))
+    records = await tx.append(task["session_id"], [(task["id"], 0, event) for event in told])
     await _place_message(tx, task, records[0].seq)
 
 
@@ -500,7 +541,13 @@ def _turn() -> Any:
     blocked = (
         select(other.c.id)
         .where(other.c.session_id == tasks.c.session_id)
-        .where(or_(other.c.state.in_(ACTIVE), and_(other.c.state == TaskState.PENDING, before)))
+        .where(
+            or_(
+                other.c.state.in_(ACTIVE),
+                other.c.state == TaskState.PAUSED,
+                and_(other.c.state == TaskState.PENDING, before),
+            )
+        )
     )
     return (
         select(tasks)
@@ -597,7 +644,7 @@ async def _place_message(tx: Tx, task: RowMapping, seq: int) -> None:
         )
 
 
-async def _close_message(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
+async def close_message(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
     """Fold the rest of the content into the row, set the final metadata, and return it."""
     row = (await tx.conn.execute(select(messages).filter_by(id=task["message_id"]))).mappings().one()
     metadata: dict[str, Any] = {**row["metadata"], **end.metadata}
@@ -609,6 +656,8 @@ async def _close_message(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
     }
     if end.error is not None:
         metadata["error"] = {"code": end.error["code"], "id": end.error["id"]}
+    if end.outcome == "cancelled":
+        metadata["cancel"] = _cancel_of(tx, task, end)
     tail = end.tail if end.tail is not None else await said_since(tx.conn, row)
     await tx.conn.execute(
         update(messages)
@@ -701,12 +750,7 @@ def _end_event(tx: Tx, task: RowMapping, end: End) -> ev.RunFinished | ev.RunErr
         return ev.RunError(message=error["message"], code=error["code"], metadata=told)
     metadata: dict[str, Any] = {}
     if end.outcome == "cancelled":
-        asked_at = task["cancel_requested_at"]
-        took_ms = max(0, round((tx.now - asked_at).total_seconds() * 1000)) if asked_at else 0
-        cancelled = {"by": task["cancel_requested_by"], "took_ms": took_ms, "processes": []}
-        if task["cancel_reason"]:
-            cancelled["reason"] = task["cancel_reason"]
-        metadata["cancel"] = {name: value for name, value in cancelled.items() if value is not None}
+        metadata["cancel"] = _cancel_of(tx, task, end)
     return ev.RunFinished(
         thread_id=task["session_id"],
         run_id=task["id"],
@@ -714,6 +758,15 @@ def _end_event(tx: Tx, task: RowMapping, end: End) -> ev.RunFinished | ev.RunErr
         usage=end.usage,
         metadata=metadata or msgspec.UNSET,
     )
+
+
+def _cancel_of(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
+    """What is told of a cancel: who, why, how long it took, which processes were ended."""
+    asked_at = task["cancel_requested_at"]
+    took_ms = max(0, round((tx.now - asked_at).total_seconds() * 1000)) if asked_at else 0
+    told: dict[str, Any] = {"took_ms": took_ms, "processes": list(end.processes)}
+    told |= {"by": task["cancel_requested_by"], "reason": task["cancel_reason"]}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 async def _settle_session(tx: Tx, task: RowMapping, outcome: str) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from holdfast.clock import parse_rfc3339, rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import Conflict, Forbidden, InvalidRequest, RunActive, SessionNotFound
-from holdfast.domain.tasks import TERMINAL, UiStatus
+from holdfast.domain.tasks import TERMINAL, TaskState, UiStatus
 from holdfast.domain.users import User, access
 from holdfast.store.database import Tx
 from holdfast.store.tables import gates, sessions, tasks, users
@@ -108,9 +108,11 @@ async def list_for(
 ) -> list[dict[str, Any]]:
     """A user's sessions, the last changed first; an admin gets everybody's.
 
-    `after` is the (updated_at, id) of the last one of the page before.
+    `after` is the (updated_at, id) of the last one of the page before. Each tells in `waiting` whether a
+    run of it waits for approval.
     """
-    statement: Select[Any] = select(sessions)
+    paused = select(tasks.c.id).where(tasks.c.session_id == sessions.c.id, tasks.c.state == TaskState.PAUSED)
+    statement: Select[Any] = select(sessions, paused.exists().label("waiting"))
     if not user.is_admin:
         statement = statement.where(or_(sessions.c.owner == user.id, sessions.c.assignee == user.id))
     for name in ("ui_status", "cancellation_status", "assignee"):
@@ -124,7 +126,8 @@ async def list_for(
         place = tuple_(sessions.c.updated_at, sessions.c.id)
         statement = statement.where(place < tuple_(moment, literal(after[1], sessions.c.id.type)))
     statement = statement.order_by(sessions.c.updated_at.desc(), sessions.c.id.desc()).limit(limit)
-    return [body(row) for row in (await conn.execute(statement)).mappings()]
+    rows = (await conn.execute(statement)).mappings()
+    return [{**body(row), "waiting": bool(row["waiting"])} for row in rows]
 
 
 async def edit(tx: Tx, user: User, session: str, changes: dict[str, Any], version: int | None) -> dict[str, Any]:

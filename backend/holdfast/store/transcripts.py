@@ -8,9 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
 from holdfast.domain import events as ev
+from holdfast.domain.actions import Action
 from holdfast.domain.tasks import ACTIVE, TERMINAL, RunStatus, TaskState, run_status
-from holdfast.domain.transcript import Action, ActiveRun, Message, Transcript
-from holdfast.store import queue
+from holdfast.domain.transcript import ActiveRun, Message, Transcript
+from holdfast.store import actions as actions_store
+from holdfast.store import approvals, queue
 from holdfast.store.database import Database
 from holdfast.store.tables import actions, events, messages, tasks
 
@@ -38,6 +40,7 @@ async def load(database: Database, session: str, oldest: int) -> Stored:
         transcript = Transcript(session, head, found)
         transcript.active_run = await _active_run(conn, session)
         transcript.queue = await queue.read(conn, session)
+        transcript.interrupts = await approvals.open_of(conn, session)
         return Stored(transcript, oldest, earlier)
 
 
@@ -70,10 +73,14 @@ async def history(database: Database, session: str, before: str) -> list[Message
 
 
 async def message(database: Database, message_id: str) -> Message | None:
-    """One message as it stands at this moment."""
+    """One message as it stands at this moment, with its actions."""
     async with database.read() as conn:
         row = (await conn.execute(select(messages).filter_by(id=message_id))).mappings().first()
-        return await _message(conn, row) if row is not None else None
+        if row is None:
+            return None
+        found = await _message(conn, row)
+        await _add_actions(conn, [found])
+    return found
 
 
 _LAST = 2**62
@@ -167,22 +174,32 @@ async def _add_actions(conn: AsyncConnection, found: list[Message]) -> None:
         .where(actions.c.session_id == found[0].session)
         .order_by(actions.c.message_id, actions.c.position)
     )
-    for row in (await conn.execute(statement)).mappings():
+    for row in (await conn.execute(statement)).mappings().all():
         if (owner := of.get(row["message_id"])) is not None:
-            started, ended = row["started_at"], row["ended_at"]
-            owner.actions.append(
-                Action(
-                    row["id"],
-                    row["type"],
-                    row["position"],
-                    row["input"],
-                    row["output"],
-                    row["status"],
-                    row["outcome"],
-                    rfc3339(started) if started else None,
-                    rfc3339(ended) if ended else None,
-                )
-            )
+            owner.actions.append(await _action(conn, row))
+
+
+async def _action(conn: AsyncConnection, row: Any) -> Action:
+    started, ended, extra = row["started_at"], row["ended_at"], row["extra"] or {}
+    live = row["live"]
+    if row["status"] == "pending":
+        live = await actions_store.live_of(conn, row["session_id"], row["id"], row["seq"])
+    return Action(
+        row["id"],
+        row["type"],
+        row["position"],
+        row["input"],
+        row["output"],
+        row["status"],
+        row["outcome"],
+        rfc3339(started) if started else None,
+        rfc3339(ended) if ended else None,
+        row["offset"],
+        live,
+        extra.get("link"),
+        extra.get("diff"),
+        extra.get("exit_code"),
+    )
 
 
 async def _active_run(conn: AsyncConnection, session: str) -> ActiveRun | None:
