@@ -75,7 +75,7 @@ MakeEngine = Callable[..., Any]
 
 
 @pytest.fixture
-async def make_engine(database: Database) -> AsyncIterator[MakeEngine]:
+async def make_engine(database: Database, tmp_path: Path) -> AsyncIterator[MakeEngine]:
     """Starts engines (nodes) on the database; each has its own registry, as a process would."""
     started: list[Engine] = []
     opened: list[Database] = []
@@ -87,7 +87,9 @@ async def make_engine(database: Database) -> AsyncIterator[MakeEngine]:
             await base.load_epoch()
             opened.append(base)
         resolved = ResolvedAgent("demo", agent)
-        engine = Engine(Settings(**settings), base, resolved, registry=AgentTaskRegistry())
+        tools = {name: settings.pop(name) for name in ("toolbox", "sandbox") if name in settings}
+        settings.setdefault("data_dir", str(tmp_path))
+        engine = Engine(Settings(**settings), base, resolved, registry=AgentTaskRegistry(), **tools)
         await engine.start()
         started.append(engine)
         return engine
