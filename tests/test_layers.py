@@ -17,9 +17,9 @@ MAY_IMPORT = {
     "engine": {"engine", "store", "agents", "domain", "clock", "config"},
     "api": {"api", "engine", "store", "agents", "domain", "clock", "config", "portable", "telemetry", "__version__"},
     "clock": set[str](),
-    "config": set[str](),
+    "config": {"agents"},
     "portable": {"store", "domain", "clock"},
-    "preparation": {"store", "domain", "config"},
+    "preparation": {"store", "agents", "domain", "config"},
     "telemetry": {"engine", "clock"},
     "terminal": {"domain", "clock", "__version__"},
 }
@@ -27,7 +27,7 @@ MAY_IMPORT = {
 
 THIRD_PARTIES = {
     "domain": {"msgspec"},
-    "agents": {"msgspec", "pydantic_ai", "httpx2"},
+    "agents": {"msgspec", "pydantic_ai", "httpx2", "fastmcp"},
     "store": {"sqlalchemy", "alembic", "aiosqlite", "asyncpg", "msgspec"},
     "engine": {"msgspec"},
 }

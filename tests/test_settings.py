@@ -3,7 +3,6 @@
 `python -m tests.test_settings` writes the table of the reference anew.
 """
 
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,14 +11,13 @@ from typing import Any
 
 import pytest
 from holdfast import config
-from holdfast.config import SettingError, Settings
+from holdfast.config import ENTRIES, SettingError
 
 from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-ENTRIES = dataclasses.fields(Settings)
 
 
 def table() -> str:

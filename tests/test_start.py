@@ -1,13 +1,14 @@
 """A start that cannot work stops at once, with one line that says what is wrong and what to do."""
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,20 +43,20 @@ class Outcome:
     seconds: float
 
 
-def start(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Outcome:
+def start(folder: Path, *arguments: str, env: dict[str, str] | None = None, before: Sequence[str] = ()) -> Outcome:
     """Run `holdfast serve` in `folder` until it stops; its one line. The quickest of at most three tries."""
-    outcome = start_once(folder, *arguments, env=env)
+    outcome = start_once(folder, *arguments, env=env, before=before)
     for _ in range(2):
         if outcome.seconds < LIMIT_S:
             break
-        outcome = start_once(folder, *arguments, env=env)
+        outcome = start_once(folder, *arguments, env=env, before=before)
     return outcome
 
 
-def start_once(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Outcome:
-    """Run `holdfast serve` in `folder` until it stops; its one line."""
+def start_once(folder: Path, *arguments: str, env: dict[str, str] | None, before: Sequence[str]) -> Outcome:
+    """Run `holdfast serve` in `folder` until it stops; its one line. `before` is a program that runs it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HOLDFAST_", "OPENAI_"))}
-    command = [sys.executable, "-m", "holdfast.cli", "serve"]
+    command = [*before, sys.executable, "-m", "holdfast.cli", "serve"]
     if not any(one == "--port" for one in arguments):
         command += ["--port", str(free_port())]
     began = time.monotonic()
@@ -101,6 +102,43 @@ def check(outcome: Outcome, *words: str) -> None:
 def test_an_agent_that_cannot_be_had_stops_the_start(tmp_path: Path, agent: str, words: tuple[str, ...]) -> None:
     (tmp_path / "own_agents.py").write_text(FUNCTIONS)
     check(start(tmp_path, "--agent", agent), *words)
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        ("nowhere", ("tools 'nowhere'", "spelling")),
+        ("own_tools:missing", ("own_tools:missing", "check the name")),
+        ("own_tools:number", ("`number` is no tool", "@holdfast.agents.tools.tool")),
+        ("own_agents", ("has no tools",)),
+        ("own_tools", ("two tools are named 'bash'",)),
+    ],
+)
+def test_tools_that_cannot_be_had_stop_the_start(tmp_path: Path, tools: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "own_agents.py").write_text(FUNCTIONS)
+    (tmp_path / "own_tools.py").write_text(
+        "from holdfast.agents.tools import tool\nnumber = 3\n@tool\ndef bash() -> str:\n    'Say.'\n    return 'no'\n"
+    )
+    check(start(tmp_path, "--tools", tools), *words)
+
+
+def test_a_sandbox_that_does_not_start_stops_the_start(tmp_path: Path) -> None:
+    hidden = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind /bin/false "$0" && exec "$@"',
+        shutil.which("bwrap") or "",
+    ]
+    if subprocess.run([*hidden, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("only root can hide bubblewrap")
+    check(start(tmp_path, "--sandbox", "bubblewrap", before=hidden), "bubblewrap: it exits with 1", "--sandbox")
+
+
+def test_an_mcp_server_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "holdfast.toml").write_text("[mcp.files]\ncommand = 'no-such-program'\n")
+    check(start(tmp_path), "MCP server 'files'", "no command 'no-such-program'")
 
 
 @pytest.mark.parametrize(

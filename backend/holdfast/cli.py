@@ -5,12 +5,11 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast import __version__
-from holdfast.config import SettingError, Settings, flag, load
+from holdfast.config import ENTRIES, SettingError, Settings, flag, load
 
 TOML = "holdfast.toml"
 _NEEDS_DATABASE = ("data_dir", "database_url")
@@ -43,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     serve = _command(commands, "serve", "serve the chat", _serve)
-    for entry in fields(Settings):
+    for entry in ENTRIES:
         _add_setting(serve, entry)
     serve.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
 
@@ -59,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_accounts(commands)
     doctor = _command(commands, "doctor", "check that everything is in order", _doctor)
-    for entry in fields(Settings):
+    for entry in ENTRIES:
         _add_setting(doctor, entry)
 
     export = _command(commands, "export", "write a session to standard output", _export, database=True)
@@ -77,7 +76,7 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
     if database:
-        for entry in fields(Settings):
+        for entry in ENTRIES:
             if entry.name in _NEEDS_DATABASE:
                 _add_setting(parser, entry)
     return parser
@@ -116,7 +115,7 @@ def _add_accounts(commands: Any) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings from the command's flags, the environment and `holdfast.toml`."""
-    known = {entry.name for entry in fields(Settings)}
+    known = {entry.name for entry in ENTRIES}
     flags = {name: value for name, value in vars(arguments).items() if name in known}
     environ = dict(os.environ)
     return load(flags, environ, Path(TOML))

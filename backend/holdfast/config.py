@@ -6,9 +6,11 @@ lists them all; a test compares it with this file.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from holdfast.agents.mcp_servers import McpServer, McpSettingError, parse_servers
 
 
 class SettingError(ValueError):
@@ -48,6 +50,8 @@ class Settings:
     role: str = _setting("all", "What this node does.", choices=("all", "web", "worker"))
     processes: int = _setting(1, "How many processes serve the port together.", low=1, high=64)
     agent: str = _setting("demo", "`demo`, `module:function`, or `provider:model`.")
+    instructions: str = _setting("", "What a model is told before everything else.")
+    tools: str = _setting("", "Tools of your own: `module:name` or `module` for all in it, separated by commas.")
     auth: str = _setting("local", "`local` (loopback, no credentials) or `tokens`.", choices=("local", "tokens"))
     public_url: str = _setting("", "The address under which clients reach the service, if not host and port.")
     allowed_origins: str = _setting("", "More browser origins that may call, separated by commas.")
@@ -104,6 +108,8 @@ class Settings:
     sockets: int = _setting(16, "Sockets of one user on one node.", low=1, high=1_000_000)
     send_timeout_s: float = _setting(15.0, "A send stuck for longer ends the connection.", low=0.1, high=3600)
     hello_timeout_s: float = _setting(10.0, "How long a socket may stay without a hello.", low=0.1, high=600)
+    mcp: tuple[McpServer, ...] = ()
+    """The `[mcp.NAME]` tables of the file; they have neither flags nor variables."""
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together."""
@@ -145,6 +151,10 @@ def load(
     """
     values: dict[str, Any] = {}
     table = read_toml(toml) if toml is not None else {}
+    try:
+        values["mcp"] = tuple(parse_servers(table.pop("mcp", {}), environ or {}))
+    except McpSettingError as error:
+        raise SettingError(f"{toml}: {error}") from None
     for name, value in table.items():
         values[name] = _checked(name, value, f"{toml}: {name}")
     for name in _FIELDS:
@@ -167,7 +177,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingError(f"{path} cannot be read: {error}") from None
-    unknown = sorted(set(table) - set(_FIELDS))
+    unknown = sorted(set(table) - set(_FIELDS) - {"mcp"})
     if unknown:
         raise SettingError(f"{path}: {unknown[0]!r} is not a setting; see docs/reference/settings.md")
     return table
@@ -196,7 +206,10 @@ def _checked(name: str, value: Any, source: str) -> Any:
     return result
 
 
+ENTRIES: tuple[Field[Any], ...] = tuple(entry for entry in fields(Settings) if "help" in entry.metadata)
+"""What has a flag, a variable and a line of the file."""
+
 _FIELDS: dict[str, tuple[type, Mapping[str, Any]]] = {
     entry.name: ({"int": int, "float": float}.get(str(entry.type), entry.type), entry.metadata)  # type: ignore
-    for entry in fields(Settings)
+    for entry in ENTRIES
 }

@@ -1,14 +1,14 @@
 """`holdfast doctor`: looks at everything that serving needs, and says what to do about each finding."""
 
 import asyncio
-import shutil
 import sqlite3
 
+from holdfast.agents.mcp_servers import McpUnavailable
 from holdfast.agents.resolve import AgentNotFound, resolve_agent
 from holdfast.api.pages import UI
 from holdfast.api.server import listen
 from holdfast.config import Settings
-from holdfast.preparation import CONNECT_S, NotReady, open_database
+from holdfast.preparation import CONNECT_S, NotReady, check_sandbox, find_tools, open_database
 from holdfast.store import schema
 from holdfast.store.health import in_words
 from holdfast.store.schema import SchemaError
@@ -21,7 +21,9 @@ async def examine(settings: Settings) -> int:
         _agent(settings),
         _port(settings),
         _ui(),
-        _sandbox(),
+        _sandbox(settings),
+        _tools(settings),
+        await _mcp(settings),
         _bus(settings),
     ]
     for state, name, words in findings:
@@ -77,10 +79,34 @@ def _ui() -> Finding:
     return "warn", "ui", "not built; the API works, the page does not. Run `make ui`"
 
 
-def _sandbox() -> Finding:
-    if shutil.which("bwrap"):
-        return "ok", "sandbox", "bubblewrap is there (this version runs no tools yet)"
-    return "warn", "sandbox", "no bubblewrap; this version runs no tools, so nothing needs it yet"
+def _sandbox(settings: Settings) -> Finding:
+    try:
+        sandbox = check_sandbox(settings)
+    except NotReady as error:
+        return "fail", "sandbox", str(error)
+    if sandbox.confined:
+        return "ok", "sandbox", f"{sandbox.name}, tried: commands run in it"
+    what = "ask each time" if settings.unsandboxed == "ask" else "are off"
+    return "warn", "sandbox", f"none works here, so tools that run commands {what}; install bubblewrap"
+
+
+def _tools(settings: Settings) -> Finding:
+    try:
+        return "ok", "tools", ", ".join(find_tools(settings).names)
+    except NotReady as error:
+        return "fail", "tools", str(error)
+
+
+async def _mcp(settings: Settings) -> Finding:
+    if not settings.mcp:
+        return "ok", "mcp", "no servers"
+    from holdfast.agents.mcp import connected  # noqa: PLC0415 - only what is in use is loaded
+
+    try:
+        async with connected(settings.mcp) as toolbox:
+            return "ok", "mcp", f"{len(settings.mcp)} connected: {', '.join(toolbox.names)}"
+    except McpUnavailable as error:
+        return "fail", "mcp", str(error)
 
 
 def _bus(settings: Settings) -> Finding:

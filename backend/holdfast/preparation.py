@@ -4,6 +4,10 @@ import asyncio
 import os
 from pathlib import Path
 
+from holdfast.agents.builtin import BUILTIN
+from holdfast.agents.resolve import resolve_tools
+from holdfast.agents.sandbox import Sandbox, SandboxUnavailable, find_sandbox
+from holdfast.agents.tools import Toolbox
 from holdfast.config import Settings
 from holdfast.domain.errors import Unavailable
 from holdfast.store import schema
@@ -34,6 +38,30 @@ def open_database(settings: Settings) -> Database:
         if database.sqlite_path.exists() and not os.access(database.sqlite_path, os.W_OK):
             raise NotReady(f"{database.sqlite_path} cannot be written; give this user the right to, or use another")
     return database
+
+
+def find_tools(settings: Settings) -> Toolbox:
+    """The tools of this project, and those of one's own that the settings name.
+
+    Raises:
+        NotReady: one cannot be had, or two have one name.
+    """
+    try:
+        return BUILTIN.with_(resolve_tools(settings.tools))
+    except ValueError as error:
+        raise NotReady(str(error)) from None
+
+
+def check_sandbox(settings: Settings) -> Sandbox:
+    """The sandbox that the settings ask for.
+
+    Raises:
+        NotReady: this machine does not have it.
+    """
+    try:
+        return find_sandbox(settings.sandbox)  # pyright: ignore[reportArgumentType]
+    except SandboxUnavailable as error:
+        raise NotReady(str(error)) from None
 
 
 async def prepare(database: Database, *, upgrade: bool) -> None:

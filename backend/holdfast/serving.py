@@ -11,11 +11,8 @@ import time
 
 from holdfast import __version__
 from holdfast.agents.resolve import AgentNotFound, resolve_agent
-from holdfast.api.app import create_app
-from holdfast.api.server import listen
-from holdfast.api.server import serve as serve_app
 from holdfast.config import Settings
-from holdfast.preparation import NotReady, open_database, prepare
+from holdfast.preparation import NotReady, check_sandbox, find_tools, open_database, prepare
 from holdfast.telemetry import set_up_logging
 
 _PR_SET_PDEATHSIG = 1
@@ -28,23 +25,26 @@ def serve(settings: Settings, listen_fd: int | None = None) -> int:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     set_up_logging(settings.log_format, settings.log_level)
     try:
-        agent = resolve_agent(settings.agent)
+        agent = resolve_agent(settings.agent, settings.instructions)
+        toolbox, sandbox = find_tools(settings), check_sandbox(settings)
         database = open_database(settings)
         asyncio.run(_prepare_once(settings))
         listener = socket.socket(fileno=listen_fd) if listen_fd is not None else _listen(settings)
     except (NotReady, AgentNotFound) as error:
         print(f"holdfast: {error}", file=sys.stderr)
         return 1
-    if listen_fd is None:
-        _announce(settings, listener, database.url.render_as_string(hide_password=True))
+    shown = _announcement(settings, listener, database.url.render_as_string(hide_password=True))
     if settings.processes > 1 and listen_fd is None:
+        print(shown, flush=True)
         return _supervise(settings.processes, listener)
-    app = create_app(settings, database, agent)
+    from holdfast.api.app import create_app  # noqa: PLC0415 - a fault is told before half a second of imports
+    from holdfast.api.server import serve as serve_app  # noqa: PLC0415 - the same
+
+    app = create_app(settings, database, agent, toolbox, sandbox)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    serve_app(app, settings, listener)
-    return 0
+    return serve_app(app, settings, listener, shown if listen_fd is None else None)
 
 
 async def _prepare_once(settings: Settings) -> None:
@@ -57,6 +57,8 @@ async def _prepare_once(settings: Settings) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
+    from holdfast.api.server import listen  # noqa: PLC0415 - a fault is told before half a second of imports
+
     try:
         return listen(settings.host, settings.port)
     except OSError as error:
@@ -64,11 +66,13 @@ def _listen(settings: Settings) -> socket.socket:
         raise NotReady(f"cannot listen on {settings.host}:{settings.port} ({reason}); choose another --port") from None
 
 
-def _announce(settings: Settings, listener: socket.socket, database: str) -> None:
+def _announcement(settings: Settings, listener: socket.socket, database: str) -> str:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"Holdfast {__version__} serves http://{shown}:{port}", flush=True)
-    print(f"  agent {settings.agent}, auth {settings.auth}, {database}", flush=True)
+    return (
+        f"Holdfast {__version__} serves http://{shown}:{port}\n"
+        f"  agent {settings.agent}, auth {settings.auth}, {database}"
+    )
 
 
 def _supervise(count: int, listener: socket.socket) -> int:

@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -31,12 +31,16 @@ _BATCH = 200
 
 @dataclass
 class Script:
-    """One answer. Deltas come first, `think` before `say` before `count`; then the fault, if there is one."""
+    """One answer. Deltas come first: `think`, `say`, `count`, `calls`; then the fault, if there is one."""
 
     think: list[str] = field(default_factory=list[str])
     say: list[str] = field(default_factory=list[str])
     count: int = 0
     """So many deltas `w<n> ` more, as fast as the client reads them."""
+    calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Tools to call: `name`, `args` (an object, or text as it is) and `id`."""
+    then: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """For a script in a message: the answers after this one, as long as no other message comes."""
     pause_s: float = 0.0
     """Between two deltas."""
     status: int = 200
@@ -61,15 +65,20 @@ class Script:
     finish: str | None = "stop"
 
     @classmethod
-    def read(cls, prompt: str) -> "Script":
-        """The script that a message is, or one that repeats the message."""
+    def read(cls, prompt: str, answers: int = 0) -> "Script":
+        """The script that a message is, after so many answers to it, or one that repeats the message."""
         try:
             told = json.loads(prompt)
         except ValueError:
             told = None
         if not isinstance(told, dict) or not set(told) <= {one.name for one in fields(cls)}:
             return cls(say=["I ", "heard: ", prompt])
-        return cls(**told)
+        return cls(**[told, *told.get("then", ())][min(answers, len(told.get("then", ())))])
+
+    @property
+    def reason(self) -> str | None:
+        """Why the answer ends: `finish`, and for calls what the protocol says of these."""
+        return "tool_calls" if self.calls and self.finish == "stop" else self.finish
 
 
 class Provider:
@@ -110,7 +119,7 @@ class Provider:
         self.requests.append(body)
         self.headers.append(dict(request.headers))
         prompt = _last_prompt(body)
-        script = self.queue.popleft() if self.queue else Script.read(prompt)
+        script = self.queue.popleft() if self.queue else Script.read(prompt, _answers(body))
         answer = _Answer()
         watcher = asyncio.create_task(self._watch(request, answer))
         self._watchers.add(watcher)
@@ -150,7 +159,7 @@ class Provider:
             yield _event({"error": {"message": script.message, "type": "server_error", "code": script.error_code}})
         if script.garbage:
             yield "data: {this is not JSON\n\n"
-        yield _chunk({}, finish=script.finish)
+        yield _chunk({}, finish=script.reason)
         if script.usage is not None:
             into, out = script.usage
             told = {"prompt_tokens": into, "completion_tokens": out, "total_tokens": into + out}
@@ -190,6 +199,26 @@ async def _deltas(script: Script) -> AsyncIterator[str]:
         stop = min(start + _BATCH, script.count)
         yield "".join(_chunk({"content": f"w{n} "}) for n in range(start, stop))
         await asyncio.sleep(0)
+    for number, call in enumerate(script.calls):
+        for piece in _call(number, **call):
+            yield _chunk({"tool_calls": [piece]})
+        await asyncio.sleep(script.pause_s)
+
+
+def _call(number: int, name: str, args: dict[str, Any] | str | None = None, id: str | None = None) -> Iterator[Any]:
+    """The deltas of a call: its name, then its arguments in two pieces."""
+    id = f"call_{number}" if id is None else id
+    text = args if isinstance(args, str) else json.dumps(args or {})
+    half = len(text) // 2
+    yield {"index": number, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+    for piece in (text[:half], text[half:]):
+        yield {"index": number, "function": {"arguments": piece}}
+
+
+def _answers(body: dict[str, Any]) -> int:
+    """How many answers have come since the user's last message."""
+    roles = [message["role"] for message in reversed(body["messages"])]
+    return roles[: roles.index("user")].count("assistant")
 
 
 def _last_prompt(body: dict[str, Any]) -> str:

@@ -24,15 +24,15 @@ _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _EXTRA = re.compile(r"pydantic-ai-slim\[([\w-]+)\]")
 
 
-def provider_agent(provider: str, model: str) -> Agent:
-    """An agent on a provider's model.
+def provider_agent(provider: str, model: str, instructions: str | None = None) -> Agent:
+    """An agent on a provider's model, which is told `instructions` before all else.
 
     Raises:
         Exception: of whatever kind the provider's package has; see `what_is_missing`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return model_agent(build_model(provider, model))
+        return model_agent(build_model(provider, model), instructions=instructions)
 
 
 def build_model(provider: str, name: str) -> Model:

@@ -270,10 +270,12 @@ def find_sandbox(wanted: Wanted = "auto") -> Sandbox:
         reason = _why_not(sandbox)
         if reason is None:
             return sandbox
-        log.warning("the sandbox %s does not start: %s", sandbox.name, reason)
         reasons.append(f"{sandbox.name}: {reason}")
+        if wanted == "auto":
+            log.warning("the sandbox %s does not start: %s", sandbox.name, reason)
+    told = "; ".join(dict.fromkeys(reasons))
     if wanted != "auto":
-        raise SandboxUnavailable("; ".join(reasons))
+        raise SandboxUnavailable(f"the sandbox does not start ({told}); choose another --sandbox, or `auto`")
     log.error("no sandbox starts on this machine; install bubblewrap")
     return Unconfined()
 

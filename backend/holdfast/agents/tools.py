@@ -220,13 +220,13 @@ class Tools(Protocol):
     ) -> ToolResult:
         """Do `work` as an action, for tools that are not in the toolbox; see `call` for what goes wrong.
 
-        Raises:
-            ApprovalNeeded: The rules say that this tool asks first.
+        Nobody can be asked about such a tool, since only the agent can carry it out: where the rules say
+        that it asks first, it is denied.
         """
         ...
 
     async def ask(self, calls: Sequence[ToolCall]) -> NoReturn:
-        """Let a person decide about these calls together.
+        """Let a person decide about these calls, of tools in the toolbox, together.
 
         Raises:
             ApprovalNeeded: Always; let it through.

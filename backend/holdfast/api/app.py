@@ -10,7 +10,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
+from holdfast.agents.builtin import BUILTIN
 from holdfast.agents.resolve import ResolvedAgent
+from holdfast.agents.sandbox import Sandbox
+from holdfast.agents.tools import Toolbox
 from holdfast.api import documents, http_accounts, http_actions, http_sessions, http_system, pages, problems
 from holdfast.api.auth import Authenticator
 from holdfast.api.socket import Sockets
@@ -26,15 +29,31 @@ ENDPOINTS = [*http_sessions.ENDPOINTS, *http_actions.ENDPOINTS, *http_accounts.E
 class Services:
     """What one process serves with, and its life: start, drain, stop."""
 
-    def __init__(self, settings: Settings, database: Database, agent: ResolvedAgent) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, agent: ResolvedAgent, toolbox: Toolbox, sandbox: Sandbox | None
+    ) -> None:
         self.settings = settings
         self.database = database
-        self.engine = Engine(settings, database, agent)
+        self.engine = Engine(settings, database, agent, toolbox=toolbox, sandbox=sandbox)
+        self._connections = contextlib.AsyncExitStack()
         self.authenticator = Authenticator(settings, database)
         self.sockets = Sockets(self.engine, self.authenticator, settings)
         self.metrics = Metrics(self.engine)
         self.metrics.count_sockets = lambda: self.sockets.count
         self.draining = False
+
+    async def connect(self) -> None:
+        """Connect the MCP servers, whose tools the engine is to have when it starts.
+
+        Raises:
+            McpUnavailable: one cannot be had.
+        """
+        if not self.settings.mcp:
+            return
+        from holdfast.agents.mcp import connected  # noqa: PLC0415 - only what is in use is loaded
+
+        workshop = self.engine.workshop
+        workshop.toolbox = await self._connections.enter_async_context(connected(self.settings.mcp, workshop.toolbox))
 
     async def start(self) -> None:
         """Start the engine; the schema must be there."""
@@ -51,12 +70,19 @@ class Services:
     async def stop(self) -> None:
         """Stop what drain has not stopped, and close the database."""
         await self.engine.stop()
+        await self._connections.aclose()
         await self.database.close()
 
 
-def create_app(settings: Settings, database: Database, agent: ResolvedAgent) -> Starlette:
+def create_app(
+    settings: Settings,
+    database: Database,
+    agent: ResolvedAgent,
+    toolbox: Toolbox = BUILTIN,
+    sandbox: Sandbox | None = None,
+) -> Starlette:
     """The ASGI application of one process."""
-    services = Services(settings, database, agent)
+    services = Services(settings, database, agent, toolbox, sandbox)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 import time
 from types import FrameType
 from typing import Any, cast
@@ -13,6 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from holdfast.agents.mcp_servers import McpUnavailable
 from holdfast.api.app import Services
 from holdfast.config import Settings
 
@@ -42,11 +44,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 class Server(uvicorn.Server):
     """A uvicorn server that drains at the first SIGTERM or SIGINT and ends at the second, a second later or more."""
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services, announcement: str | None) -> None:
         super().__init__(config)
+        self._announcement = announcement
         self._services = services
         self._drain: asyncio.Task[None] | None = None
         self._signalled_at: float | None = None
+        self.refusal: McpUnavailable | None = None
+        """Why it did not even start."""
         self._loop: asyncio.AbstractEventLoop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -67,7 +72,14 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and remember the loop that signals are handed to."""
         self._loop = asyncio.get_running_loop()
+        try:
+            await self._services.connect()
+        except McpUnavailable as refusal:
+            self.refusal, self.should_exit = refusal, True
+            return
         await super().startup(sockets)
+        if self._announcement and self.started:
+            print(self._announcement, flush=True)
 
     def _start_drain(self) -> None:
         self._drain = self._loop.create_task(self._drained())
@@ -97,8 +109,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal ends it."""
+def serve(app: Starlette, settings: Settings, listener: socket.socket, announcement: str | None = None) -> int:
+    """Print the announcement once it serves, and serve until a signal ends it; the exit code."""
     limits: dict[str, Any] = {"ws_max_size": settings.frame_bytes, "ws_max_queue": 32}
     config = uvicorn.Config(
         app,
@@ -115,6 +127,10 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=5,
         **limits,
     )
-    server = Server(config, app.state.services)
+    server = Server(config, app.state.services, announcement)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    if server.refusal is not None:
+        print(f"holdfast: {server.refusal}", file=sys.stderr)
+        return 1
+    return 0

@@ -103,7 +103,7 @@ class Transcript(msgspec.Struct):
             case ev.ToolCallStart() | ev.ToolCallArgs() | ev.ToolCallEnd() | ev.ToolCallResult():
                 self._apply_action(event, ts)
             case ev.Custom(name=name, value=value):
-                self._apply_custom(name, value)
+                self._apply_custom(name, value, run)
             case ev.ReasoningStart() | ev.ReasoningMessageEnd() | ev.ReasoningEnd():
                 pass
 
@@ -203,7 +203,7 @@ class Transcript(msgspec.Struct):
         found = (a for m in reversed(self.messages) for a in m.actions if a.id == action_id)
         return next(found, None)
 
-    def _apply_custom(self, name: str, value: dict[str, Any]) -> None:
+    def _apply_custom(self, name: str, value: dict[str, Any], run: str | None) -> None:
         if name == "queue.changed":
             self._apply_queue(value)
         elif name == "action.output":
@@ -211,6 +211,9 @@ class Transcript(msgspec.Struct):
                 action.live = actions.newest(action.live + value.get("text", ""))
         elif name == "interrupt.resolved":
             self._resolve(value.get("id", ""))
+        elif name == "history.shortened":
+            if message := self._of_run(run):
+                message.metadata = {**message.metadata, "shortened": value}
         elif self.active_run is None:
             return
         elif name == "run.cancel_requested":

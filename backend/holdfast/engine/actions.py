@@ -99,7 +99,7 @@ class Actions:
     def needs_approval(self, name: str) -> bool:
         """See `Tools`."""
         tool = self.toolbox.get(name)
-        return self._asks(self._rule(name, tool), name)
+        return tool is not None and self._asks(self._rule(name, tool), name)
 
     async def call(self, name: str, args: dict[str, Any], *, id: str | None = None, ask: bool = False) -> ToolResult:
         """See `Tools`."""
@@ -119,7 +119,8 @@ class Actions:
         if rule.approval == "never":
             return await self._refuse(ToolCall(name, args, id), f"Denied: {rule.why}", "denied")
         if self._asks(rule, name):
-            await self.ask([ToolCall(name, args, id)])
+            words = f"Denied: {rule.why}, and nobody can be asked about a tool that the agent keeps to itself"
+            return await self._refuse(ToolCall(name, args, id), words, "denied")
         return await self._shielded(self._do(ToolCall(name, args, id), None, work))
 
     async def ask(self, calls: Sequence[ToolCall]) -> NoReturn:

@@ -74,6 +74,7 @@ class Engine:
             self.clock,
             cancel_grace_s=settings.cancel_grace_s,
             timeout_s=settings.run_timeout_s,
+            history_tokens=settings.history_tokens,
             patience_s=settings.db_patience_s,
         )
         self.worker = Worker(

@@ -1,6 +1,7 @@
 """Carries out one claimed run: lets the agent speak, and sees to it that the run gets its one end."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 
 from holdfast.agents.resolve import ResolvedAgent
+from holdfast.agents.shortening import shorten_history
 from holdfast.agents.tools import ApprovalNeeded
 from holdfast.agents.turn import AgentFault, CancelToken, HistoryAction, HistoryMessage, Turn, TurnUser
 from holdfast.clock import Clock, new_id
@@ -19,6 +21,7 @@ from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.engine.speech import Speech
 from holdfast.engine.workshop import Workshop
 from holdfast.store import approvals, runs, transcripts
+from holdfast.store.actions import Owner
 from holdfast.store.database import Database, Tx
 from holdfast.store.journal import Journal, RunWriter
 from holdfast.store.runs import Claim, End
@@ -27,7 +30,11 @@ log = logging.getLogger("holdfast.run")
 
 
 class Runner:
-    """Runs claims of this node. `cancel_grace_s` is how long an agent may take to stop by itself."""
+    """Runs claims of this node.
+
+    `cancel_grace_s` is how long an agent may take to stop by itself; `history_tokens` how much of the past
+    it is given, 0 for all.
+    """
 
     def __init__(
         self,
@@ -40,6 +47,7 @@ class Runner:
         *,
         cancel_grace_s: float = 1.0,
         timeout_s: float = 3600.0,
+        history_tokens: int = 0,
         patience_s: float = 20.0,
     ) -> None:
         self._database = database
@@ -50,6 +58,7 @@ class Runner:
         self._clock = clock
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = timeout_s
+        self._history_tokens = history_tokens
         self._patience_s = patience_s
         self._handing_back: set[str] = set()
 
@@ -106,11 +115,13 @@ class Runner:
             is_handing_back=lambda: claim.run in self._handing_back,
         )
 
-    async def _turn(self, claim: Claim, token: CancelToken, actions: Actions, said: Message | None) -> Turn:
+    async def _turn(
+        self, claim: Claim, token: CancelToken, speech: Speech, actions: Actions, said: Message | None
+    ) -> Turn:
         history = await transcripts.history(self._database, claim.session, claim.message)
         if claim.prompt and history and history[-1].role == "user":
             history.pop()
-        return Turn(
+        turn = Turn(
             session=claim.session,
             run=claim.run,
             user=TurnUser(claim.user, claim.user),
@@ -121,6 +132,19 @@ class Runner:
             tools=actions,
             cancelled=token,
         )
+        return await self._shortened(claim, speech, turn) if self._history_tokens else turn
+
+    async def _shortened(self, claim: Claim, speech: Speech, turn: Turn) -> Turn:
+        """The turn with a history that fits; that something is left out is told in the transcript."""
+        history, omitted, tokens = shorten_history(turn, self._history_tokens)
+        if omitted == 0:
+            return turn
+        speech.shortened = {"omitted": omitted, "tokens": tokens}
+        event = ev.Custom(name="history.shortened", value=speech.shortened)
+        owner = Owner(claim.session, claim.run, claim.attempt)
+        records = await self._patiently(lambda tx: runs.note(tx, owner, claim.message, event, "shortened"))
+        speech.writer.advance(records)
+        return dataclasses.replace(turn, history=history)
 
     async def _converse(
         self, claim: Claim, token: CancelToken, speech: Speech, actions: Actions, said: Message | None
@@ -149,7 +173,7 @@ class Runner:
     ) -> None:
         writer = speech.writer
         await actions.prepare()
-        events = self._agent.agent(await self._turn(claim, token, actions, said))
+        events = self._agent.agent(await self._turn(claim, token, speech, actions, said))
         try:
             async for event in events:
                 if token.is_set:

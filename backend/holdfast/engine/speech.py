@@ -37,6 +37,8 @@ class Speech:
         self._started = clock.monotonic()
         self._first_token: float | None = None
         self._usage: Usage | None = None
+        self.shortened: dict[str, int] | None = None
+        """What was left out of the history that the agent is given: {omitted, tokens}."""
 
     @property
     def checkpoint_due(self) -> bool:
@@ -93,6 +95,8 @@ class Speech:
                 result["model"] = self._usage.model
             tokens = {"input_tokens": self._usage.input_tokens, "output_tokens": self._usage.output_tokens}
             result["usage"] = tokens
+        if self.shortened is not None:
+            result["shortened"] = self.shortened
         if ended:
             result["duration_ms"] = round((self._clock.monotonic() - self._started) * 1000)
         return result

@@ -18,6 +18,7 @@ from holdfast.domain.tasks import ACTIVE, TERMINAL, CancellationStatus, TaskStat
 from holdfast.domain.transcript import fresh_metadata
 from holdfast.domain.users import User, access
 from holdfast.store import actions, idempotency, queue, sessions
+from holdfast.store.actions import Owner
 from holdfast.store.database import Tx, Written
 from holdfast.store.tables import events, gates, interrupts, messages, tasks
 from holdfast.store.tables import sessions as sessions_table
@@ -310,6 +311,20 @@ async def checkpoint(
         folded = await tx.conn.scalar(select(messages.c.content_seq).where(messages.c.id == message))
         if folded != seq:  # Else an earlier try was committed after all.
             raise LeaseLost(f"run {run} attempt {attempt} is over")
+
+
+async def note(tx: Tx, owner: Owner, message: str, event: ev.Custom, key: str) -> list[ev.Recorded]:
+    """Tell something of an active run, and keep it as `key` in the metadata of its message.
+
+    Raises:
+        LeaseLost: the run is not active in this attempt.
+    """
+    await actions.own(tx, owner)
+    known = await tx.conn.scalar(select(messages.c.metadata).where(messages.c.id == message))
+    await tx.conn.execute(
+        update(messages).where(messages.c.id == message).values(metadata={**(known or {}), key: event.value})
+    )
+    return await tx.append(owner.session, [(owner.run, owner.attempt, event)])
 
 
 async def _standing(tx: Tx, session: str) -> tuple[list[RowMapping], list[RowMapping]]:

@@ -16,6 +16,8 @@ export interface Metadata {
   first_token_ms?: number;
   duration_ms?: number;
   reasoning?: string;
+  /** What was left out of the history that the model was given. */
+  shortened?: { omitted: number; tokens: number };
   cancel?: Cancel;
 }
 

@@ -21,8 +21,6 @@ export class Transcript {
   stopped = new Map<string, Cancel>();
   /** By run, the run that went on from it when its approvals were decided. */
   continued = new Map<string, string>();
-  /** Runs in which older output was left out of what the model sees. */
-  shortened = new Set<string>();
   /** By action, how and when a person decided about it while the page looked on. */
   decided = new Map<string, { approved: boolean; at: string }>();
   /** Actions that write more than is told live. */
@@ -141,6 +139,11 @@ export class Transcript {
     this.change(message.id, (one) => ({ ...one, metadata: { ...one.metadata, reasoning: before + more } }));
   }
 
+  private shorten(run: string | null, shortened: unknown): void {
+    const message = this.messages.findLast((one) => one.run === run && one.role === "assistant");
+    if (message) this.change(message.id, (one) => ({ ...one, metadata: { ...one.metadata, shortened } as Metadata }));
+  }
+
   private startRun(event: AgUiEvent, ts: string): void {
     const run = String(event.runId);
     const input = event.input as { messages?: { id: string; content: string }[] };
@@ -200,8 +203,7 @@ export class Transcript {
       case "interrupt.resolved":
         return this.resolve(String(value.id), value.approved === true, ts);
       case "history.shortened":
-        if (run) this.shortened.add(run);
-        return;
+        return this.shorten(run, value);
       default:
         this.changeRun(name);
     }

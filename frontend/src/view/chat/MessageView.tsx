@@ -23,8 +23,6 @@ interface Props {
   cancel: Cancel | undefined;
   /** The message's run ended before there was an answer. */
   isUnanswered: boolean;
-  /** Older output was left out of what the model saw. */
-  isShortened: boolean;
   onContinue: ((run: string) => Promise<void>) | undefined;
 }
 
@@ -44,7 +42,7 @@ export const MessageView = memo(function MessageView(props: Props) {
       aria-label="Assistant"
       aria-busy={metadata.streaming}
     >
-      {props.isShortened && <p className="note" data-testid="shortened">Older tool output was left out of what the model sees.</p>}
+      {metadata.shortened && <p className="note" data-testid="shortened">Older parts of this conversation were left out of what the model sees.</p>}
       {metadata.reasoning && <Reasoning text={metadata.reasoning} isOpen={metadata.streaming && message.content === "" && message.actions.length === 0} />}
       <Content {...props} />
       {isCut && <Cut {...props} isStopped={isStopped} />}

@@ -59,7 +59,6 @@ export function TranscriptView({ view, session, transcript, pending, onContinue 
           doings={message.actions.length > 0 ? doings : IDLE}
           cancel={message.run ? transcript?.cancelOf(message.run) : undefined}
           isUnanswered={isUnanswered}
-          isShortened={message.run !== null && (transcript?.shortened.has(message.run) ?? false)}
           onContinue={isLast && canContinue ? onContinue : undefined}
         />
       </Boundary>
