@@ -8,6 +8,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from holdfast.agents.builtin import BUILTIN
 from holdfast.agents.demo import demo
 from holdfast.agents.resolve import ResolvedAgent
 from holdfast.agents.turn import Agent
@@ -87,7 +88,7 @@ async def make_engine(database: Database, tmp_path: Path) -> AsyncIterator[MakeE
             await base.load_epoch()
             opened.append(base)
         resolved = ResolvedAgent("demo", agent)
-        tools = {name: settings.pop(name) for name in ("toolbox", "sandbox") if name in settings}
+        tools = {"toolbox": settings.pop("toolbox", BUILTIN)}
         settings.setdefault("data_dir", str(tmp_path))
         engine = Engine(Settings(**settings), base, resolved, registry=AgentTaskRegistry(), **tools)
         await engine.start()

@@ -9,7 +9,6 @@ import pytest
 from holdfast.agents.turn import AgentEvent, AgentFault, CancelToken, Reasoning, Text, Turn, Usage
 from holdfast.clock import new_id
 from holdfast.domain.errors import Conflict, IdempotencyConflict, Overloaded, RunActive, SessionNotFound
-from holdfast.domain.transcript import Transcript
 from holdfast.domain.users import User
 from holdfast.engine.engine import Engine
 from holdfast.store import runs, sessions, transcripts, users
@@ -18,7 +17,7 @@ from sqlalchemy import select, text
 
 from tests.conftest import MakeEngine
 from tests.support.agents import Puppet
-from tests.support.following import Follower, assert_whole, state_of, stored
+from tests.support.following import Follower, assert_whole, same_as_fold, state_of, stored
 
 
 @pytest.fixture
@@ -257,14 +256,6 @@ async def test_a_queue_has_a_bound(
     with pytest.raises(Overloaded):
         await engine.send(user, session, "one too many")
     await engine.cancel(user, session)
-
-
-async def same_as_fold(engine: Engine, session: str) -> None:
-    from_rows = (await transcripts.load(engine.database, session, 1)).transcript
-    folded = Transcript(session)
-    folded.apply_all(await engine.journal.read(session, 0, from_rows.seq))
-    assert from_rows.seq == folded.seq
-    assert from_rows.snapshot() == folded.snapshot()
 
 
 async def test_the_rows_are_the_fold_of_the_journal_at_every_moment(

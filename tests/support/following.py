@@ -4,8 +4,10 @@ import asyncio
 import json
 from typing import Any
 
+from holdfast.domain.transcript import Transcript
 from holdfast.engine.engine import Engine
 from holdfast.engine.hub import Subscription
+from holdfast.store import transcripts
 from holdfast.store.tables import events, tasks
 from sqlalchemy import select
 
@@ -79,11 +81,19 @@ async def state_of(engine: Engine, run: str) -> str:
 
 
 def assert_whole(records: list[Record]) -> None:
-    """A journal in which everything that was opened is closed, in order, and each run ends once."""
+    """A journal in which everything that was opened is closed, in order, and each run ends once.
+
+    An action has exactly one result, by the end of its run; one that a person is asked about may have it in
+    a run that goes on from that one.
+    """
     assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
     open_: dict[str, str] = {}
     started: set[str] = set()
     ended: set[str] = set()
+    acting: dict[str, str] = {}
+    asked: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    done: set[str] = set()
     pairs = {"TEXT_MESSAGE_END": "TEXT_MESSAGE_START", "REASONING_END": "REASONING_START"}
     pairs["REASONING_MESSAGE_END"] = "REASONING_MESSAGE_START"
     for record in records:
@@ -94,11 +104,34 @@ def assert_whole(records: list[Record]) -> None:
         if kind == "RUN_STARTED":
             assert run not in started
             started.add(run)
+            parents[run] = str(event.get("parentRunId"))
         elif kind in pairs.values():
             open_[f"{kind} {event['messageId']}"] = run
         elif kind in pairs:
             assert open_.pop(f"{pairs[kind]} {event['messageId']}", None) == run
+        elif kind == "TOOL_CALL_START":
+            assert event["toolCallId"] not in acting.keys() | done
+            acting[event["toolCallId"]] = run
+        elif kind == "TOOL_CALL_RESULT":
+            owner = acting.pop(event["toolCallId"])
+            assert owner in (run, parents.get(run)), "a result of somebody else's action"
+            done.add(event["toolCallId"])
+            asked.pop(event["toolCallId"], None)
         elif kind in ("RUN_FINISHED", "RUN_ERROR"):
             assert run not in open_.values(), f"{open_} is open at the end"
+            questions = [each["toolCallId"] for each in (event.get("outcome") or {}).get("interrupts", [])]
+            asked |= dict.fromkeys(questions, run)
+            left = {each for each, owner in acting.items() if owner in (run, parents[run])}
+            assert left == set(questions), f"{left} have no result at the end of their run"
             ended.add(run)
     assert started == ended, "every run that started has its end"
+    assert acting == asked, "an action without a result is one that a person is asked about"
+
+
+async def same_as_fold(engine: Engine, session: str) -> None:
+    """The snapshot that a client is given is the fold of the journal up to the same place."""
+    from_rows = (await transcripts.load(engine.database, session, 1)).transcript
+    folded = Transcript(session)
+    folded.apply_all(await engine.journal.read(session, 0, from_rows.seq))
+    assert from_rows.seq == folded.seq
+    assert from_rows.snapshot() == folded.snapshot()

@@ -135,7 +135,9 @@ class Actions:
         ]
 
     async def close(self) -> None:
-        """Wait until all that the run has begun is over; it was told to stop before."""
+        """Stop what the agent has left, and wait until all that the run has begun is over."""
+        if self._tasks:
+            self._cancelled.set("the agent has ended")
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
