@@ -2,6 +2,7 @@
 
 After every step: at most one active run a session, in the order in which messages stand in line; a
 journal without a gap, in which what was opened is closed once; a past attempt that writes nothing.
+Actions begin and end among it all; questions are asked, answered once, and carried out at most once.
 """
 
 import asyncio
@@ -14,16 +15,18 @@ from typing import Any
 import pytest
 from holdfast.clock import new_id
 from holdfast.domain import events as ev
-from holdfast.domain.errors import HoldfastError, LeaseLost
+from holdfast.domain.errors import AlreadyResolved, HoldfastError, LeaseLost
 from holdfast.domain.tasks import TERMINAL
 from holdfast.domain.transcript import Transcript
 from holdfast.domain.users import User
 from holdfast.engine.lease import Lease
-from holdfast.store import nodes, queue, runs, schema, sessions, transcripts, users
+from holdfast.store import actions, approvals, nodes, queue, runs, schema, sessions, transcripts, users
+from holdfast.store.actions import Begun, Owner, Result
+from holdfast.store.approvals import Decision
 from holdfast.store.database import Database
 from holdfast.store.journal import Journal, RunWriter
 from holdfast.store.runs import Claim, End
-from holdfast.store.tables import tasks
+from holdfast.store.tables import interrupts, tasks
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -79,6 +82,9 @@ class Machine(RuleBasedStateMachine):
         self.said: dict[str, str] = {}
         self.prompts: dict[str, list[str]] = {}
         self.cancelled: set[str] = set()
+        self.acting: list[tuple[Claim, str]] = []
+        self.answered: dict[str, tuple[bool, str | None]] = {}
+        self.carried_out: set[str] = set()
 
     def do(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
@@ -148,6 +154,141 @@ class Machine(RuleBasedStateMachine):
             else:
                 assert self.do(self.owned(claim)), "the past cannot write"
                 self.said[run] += "".join(map(ev.clean_text, words))
+
+    @rule(which=st.integers(0, 1), count=st.integers(1, 2))
+    def act(self, which: int, count: int) -> None:
+        node = self.nodes[which]
+        for run, (claim, writer) in list(node.mine.items()):
+            for number in range(count):
+                begun = Begun(f"a{number}", "tool", {"n": number}, len(self.said[run]))
+                try:
+                    found = self.do(
+                        node.database.transact(
+                            lambda tx, c=claim, b=begun: actions.begin(tx, owner_of(c), c.message, b)
+                        )
+                    )
+                except LeaseLost:
+                    assert not self.do(self.owned(claim))
+                    self.forget(node, run)
+                    break
+                if found is None:
+                    assert run in self.cancelled
+                    break
+                writer.advance(found[1])
+                self.acting.append((claim, found[0]))
+
+    @precondition(lambda self: self.acting)
+    @rule(which=st.integers(0, 1), place=st.integers(0, 100), again=st.booleans())
+    def finish_action(self, which: int, place: int, *, again: bool) -> None:
+        claim, action = self.acting.pop(place % len(self.acting))
+        node = self.nodes[which]
+        told = Result(output="done", status="success", outcome="success")
+        for number in range(1 + again):
+            try:
+                records = self.do(node.database.transact(lambda tx: actions.finish(tx, owner_of(claim), action, told)))
+            except LeaseLost:
+                continue
+            assert number == 0, "one result"
+            if claim.run in node.mine:
+                node.mine[claim.run][1].advance(records)
+
+    @rule(which=st.integers(0, 1), count=st.integers(1, 3), times_out=st.booleans())
+    def ask(self, which: int, count: int, *, times_out: bool) -> None:
+        """A run ends with questions; what it has begun has ended before."""
+        node = self.nodes[which]
+        for run, (claim, _) in list(node.mine.items())[:1]:
+            if any(mine.run == run for mine, _ in self.acting):
+                continue
+            asked = [(Begun(f"q{n}", "tool", {"n": n}, 0), "may I?") for n in range(count)]
+            limit = 600.0 if times_out else None
+            try:
+                how = self.do(
+                    node.database.transact(
+                        lambda tx, c=claim, q=asked, t=limit: approvals.wait(
+                            tx, c.run, c.attempt, End(outcome="success"), q, t
+                        )
+                    )
+                )
+                assert how == ("cancelled" if run in self.cancelled else "waiting")
+            except LeaseLost:
+                assert not self.do(self.owned(claim))
+            self.forget(node, run)
+
+    @rule(place=st.integers(0, 1), which=st.integers(0, 1), count=st.integers(1, 2), times_out=st.booleans())
+    def a_question(self, place: int, which: int, count: int, *, times_out: bool) -> None:
+        """The way there, which single steps hardly ever take."""
+        self.send(place, None, "queue")
+        self.claim(which, 3)
+        self.ask(which, count, times_out=times_out)
+
+    @rule(which=st.integers(0, 1), answers=st.integers(0, 3), approved=st.booleans())
+    def going_on(self, which: int, answers: int, *, approved: bool) -> None:
+        """The way from questions to what is done about them."""
+        for place in (0, 1):
+            for number in range(answers):
+                self.answer(place, number, approved=approved, edited=False)
+        self.claim(which, 3)
+        self.carry_out(which)
+
+    @rule(place=st.integers(0, 1), which=st.integers(0, 100), approved=st.booleans(), edited=st.booleans())
+    def answer(self, place: int, which: int, *, approved: bool, edited: bool) -> None:
+        """Answer any question that was ever asked, again too."""
+        session = self.sessions[place]
+        asked = self.do(self.questions(session))
+        if not asked:
+            return
+        row = asked[which % len(asked)]
+        decision = Decision(row["id"], approved, {"n": 9} if edited and approved else None)
+        ids = (new_id(), new_id())
+
+        async def work(tx: Any) -> Any:
+            return await approvals.decide(tx, self.user, session, row["task_id"], [decision], key=None, ids=ids)
+
+        try:
+            going_on, _ = self.do(self.database.transact(work))
+        except AlreadyResolved:
+            assert row["resolved_at"] is not None, "only what was answered is refused"
+            return
+        if row["id"] in self.answered:
+            before, run = self.answered[row["id"]]
+            assert before == approved
+            assert run in (None, going_on), "one run goes on, whoever answers how often"
+        self.answered[row["id"]] = (approved, going_on)
+
+    @rule(which=st.integers(0, 1))
+    def carry_out(self, which: int) -> None:
+        """A run that goes on does what was decided, each once."""
+        node = self.nodes[which]
+        for run, (claim, writer) in list(node.mine.items()):
+            if claim.parent is None:
+                continue
+            for one in self.do(self.answers(claim.parent)):
+                try:
+                    taken = self.do(
+                        node.database.transact(lambda tx, c=claim, a=one: approvals.take(tx, owner_of(c), a))
+                    )
+                except LeaseLost:
+                    assert not self.do(self.owned(claim))
+                    self.forget(node, run)
+                    break
+                if taken:
+                    assert one.interrupt not in self.carried_out
+                    self.carried_out.add(one.interrupt)
+                    self.acting.append((claim, one.action))
+            writer.advance([])
+
+    @rule()
+    def expire(self) -> None:
+        self.do(self.database.transact(approvals.expire))
+
+    async def questions(self, session: str) -> list[Any]:
+        async with self.database.read() as conn:
+            found = await conn.execute(select(interrupts).filter_by(session_id=session).order_by(interrupts.c.id))
+            return list(found.mappings().all())
+
+    async def answers(self, parent: str) -> list[Any]:
+        async with self.database.read() as conn:
+            return await approvals.answers(conn, parent)
 
     @rule(which=st.integers(0, 1), outcome=st.sampled_from(["success", "failed", "cancelled"]), again=st.booleans())
     def end(self, which: int, outcome: Any, *, again: bool) -> None:
@@ -278,6 +419,10 @@ class Machine(RuleBasedStateMachine):
             await node.database.close()
 
 
+def owner_of(claim: Claim) -> Owner:
+    return Owner(claim.session, claim.run, claim.attempt)
+
+
 def _plain(data: str) -> Any:
     return json.loads(data)
 
@@ -293,8 +438,8 @@ def test_any_history_keeps_what_always_holds(kind: str, request: pytest.FixtureR
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
+            max_examples=40,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         ),
