@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import os
 import random
+import shlex
 import signal
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 from holdfast.store import schema
 from holdfast.store.database import Database
-from holdfast.store.tables import events, messages, tasks
+from holdfast.store.tables import actions, events, messages, processes, sessions, tasks
 from sqlalchemy import select
 
 from tests.support.client import Client, deltas, http
@@ -48,13 +51,166 @@ async def nothing_is_open(url: str) -> None:
     async with database.read() as conn:
         held = (await conn.execute(select(tasks.c.id).where(tasks.c.node_id.is_not(None)))).all()
         streaming = (await conn.execute(select(messages.c.id).where(messages.c.streaming == 1))).all()
+        acting = (await conn.execute(select(actions.c.id).where(actions.c.status == "pending"))).all()
+        living = (await conn.execute(select(processes.c.mark))).all()
+        shown = (await conn.execute(select(sessions.c.id).where(sessions.c.process_pid.is_not(None)))).all()
     await database.close()
-    assert (held, streaming) == ([], [])
+    assert (held, streaming, acting, living, shown) == ([], [], [], [], [])
 
 
 async def new_session(server: ServerProcess) -> str:
     async with http(server.base_url) as client:
         return str((await client.post("/api/sessions")).json()["id"])
+
+
+def alive(tag: str) -> list[int]:
+    """The processes with this name, zombies apart."""
+    found: list[int] = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if tag in " ".join(process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+async def all_gone(tag: str, seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while alive(tag):
+            await asyncio.sleep(0.05)
+
+
+HOSTILE = {
+    "obeys": "sleep 300",
+    "ignores": "trap '' TERM INT HUP; while :; do sleep 0.1; done",
+    "daemon": "setsid bash -c 'trap \"\" TERM; while :; do sleep 0.1; done' $TAG >/dev/null 2>&1 & sleep 300",
+    "orphan": "(setsid bash -c '(exec -a $TAG sleep 300 & exec -a $TAG sleep 300) &' &) ; sleep 300",
+    "forks": "f() { bash -c 'sleep 300' $TAG & }; trap f TERM; while :; do f; sleep 0.05; done",
+    "stopped": "kill -STOP $$; sleep 300",
+    "silent": "exec >&- 2>&- <&-; sleep 300",
+    "bomb": "b() { b | b & }; b; sleep 300",
+    "memory": "while :; do tail /dev/zero; done",
+    "disk": "while :; do head -c 20000000 /dev/zero > full; done",
+    "endless": "yes no end",
+    "binary": "cat /dev/urandom",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_kill_9_in_the_middle_of_a_command_leaves_nothing_but_the_record(
+    make_server: MakeServer, database_url: str, kind: str
+) -> None:
+    await migrated(database_url)
+    server = make_server("--database-url", database_url, "--tool-memory-mb", "64", "--tool-processes", "32")
+    tag = f"hostile-{kind}-{os.getpid()}-{server.port}"
+    session = await new_session(server)
+    script = f"TAG={tag}; export TAG; echo begun; {HOSTILE[kind]}"
+    async with Client(server.ws_url) as client:
+        await client.ask("subscribe", session=session)
+        await client.ask("send", session=session, content=f"run exec -a {tag} bash -c {shlex.quote(script)} {tag}")
+        await client.wait_event(session, lambda e: "begun" in str(e["event"].get("value")))
+        await asyncio.sleep(0.3)
+        assert alive(tag)
+        server.kill9()
+        await client.wait_closed()
+        seen = client.events[session]
+    await all_gone(tag)
+    server.start()
+    async with http(server.base_url) as client:
+        async with asyncio.timeout(20):
+            while (await client.get(f"/api/sessions/{session}")).json()["ui_status"] == "InProgress":
+                await asyncio.sleep(FAST_POLL_S)
+        found = (await client.get(f"/api/sessions/{session}/messages")).json()["items"]
+    action = found[-1]["actions"][0]
+    assert (action["type"], action["status"], action["outcome"]) == ("bash", "error", "interrupted")
+    assert "not known" in action["output"]
+    assert action["live"] if kind in ("endless", "binary") else action["live"].startswith("begun")
+    journal = await journal_of(database_url, session)
+    assert [e["event"] for e in seen] == [e["event"] for e in journal[: len(seen)]]
+    assert_whole(journal)
+    assert journal[-1]["event"]["type"] == "RUN_ERROR"
+    assert server.stop() == 0
+    await nothing_is_open(database_url)
+
+
+@pytest.mark.parametrize("kind", ["ignores", "daemon", "orphan"])
+async def test_what_a_weaker_sandbox_lets_live_is_ended_by_the_next_start(make_server: MakeServer, kind: str) -> None:
+    """Without a process namespace the kernel ends only the first process with the service."""
+    server = make_server("--sandbox", "landlock", "--kill-grace-s", "0.5")
+    tag = f"hostile-{kind}-{os.getpid()}-{server.port}"
+    session = await new_session(server)
+    script = f"TAG={tag}; export TAG; echo begun; {HOSTILE[kind]}"
+    async with Client(server.ws_url) as client:
+        await client.ask("subscribe", session=session)
+        await client.ask("send", session=session, content=f"run exec -a {tag} bash -c {shlex.quote(script)} {tag}")
+        await client.wait_event(session, lambda e: "begun" in str(e["event"].get("value")))
+        await asyncio.sleep(0.3)
+        assert alive(tag)
+        server.kill9()
+    server.start()
+    await all_gone(tag)
+    assert server.stop() == 0
+    await nothing_is_open(f"sqlite:///{server.data_dir}/holdfast.db")
+
+
+@pytest.mark.timeout(400)
+async def test_kill_9_at_random_moments_of_actions_and_approvals(make_server: MakeServer, database_url: str) -> None:
+    """What was done is done once, whatever moment it dies in: each command leaves a line in a file."""
+    await migrated(database_url)
+    dice = random.Random(20261121)
+    server = make_server("--database-url", database_url, "--commands-per-second", "1000", start=False)
+    told: dict[str, list[str]] = {}
+    for _ in range(12):
+        server.start()
+        session = await new_session(server)
+        lines = [
+            f"{dice.choice(['run', 'run', 'ask'])} echo {n} >> done; sleep 0.0{dice.randrange(9)}" for n in range(6)
+        ]
+        told[session] = lines
+        async with Client(server.ws_url) as client:
+            await client.ask("subscribe", session=session)
+            await client.send("send", session=session, content="\n".join(lines))
+            try:
+                async with asyncio.timeout(dice.random() * 0.6):
+                    await approve_all(client, session)
+            except TimeoutError:
+                pass
+            server.kill9()
+    server.start()
+    for session in told:
+        async with Client(server.ws_url) as client:
+            await client.ask("subscribe", session=session)
+            await client.ask("cancel", session=session)
+        async with http(server.base_url) as client:
+            async with asyncio.timeout(20):
+                while (await client.get(f"/api/sessions/{session}")).json()["ui_status"] == "InProgress":
+                    await asyncio.sleep(FAST_POLL_S)
+            answer = await client.get(f"/api/sessions/{session}/files/content", params={"path": "done"})
+            found = (await client.get(f"/api/sessions/{session}/messages")).json()["items"]
+        done = answer.text.split() if answer.status_code == 200 else []
+        assert len(done) == len(set(done)), "each at most once"
+        for message in found:
+            for action in message.get("actions", []):
+                number = action["input"]["command"].split()[1]
+                if action["outcome"] == "success":
+                    assert number in done
+                if number in done:
+                    assert action["outcome"] in ("success", "interrupted", "cancelled")
+        assert_whole(await journal_of(database_url, session))
+    assert server.stop() == 0
+    await nothing_is_open(database_url)
+
+
+async def approve_all(client: Client, session: str) -> None:
+    """Say yes to whatever is asked, for ever."""
+    answered: set[str] = set()
+    while True:
+        for event in list(client.events.get(session, [])):
+            asked = (event["event"].get("outcome") or {}).get("interrupts", [])
+            for one in asked:
+                if one["id"] not in answered:
+                    answered.add(one["id"])
+                    decision = {"interrupt": one["id"], "approved": True}
+                    await client.send("approve", session=session, run=event["run"], decisions=[decision])
+        await asyncio.sleep(0.005)
 
 
 @pytest.mark.timeout(400)

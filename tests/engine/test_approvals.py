@@ -602,8 +602,8 @@ class Interleaving:
                     assert row["approved"] or times == 0
 
 
-OPS = ["ask"] * 2 + ["approve"] * 4 + ["edit", "deny"] * 2 + ["settle"] * 4
-OPS += ["cancel", "send", "interrupt", "restart"]
+OFTEN = ["ask"] * 2 + ["approve"] * 4 + ["edit", "deny"] * 2 + ["settle"] * 4
+OPS = [*OFTEN, "cancel", "send", "interrupt", "restart"]
 STEPS = st.lists(
     st.lists(st.tuples(st.sampled_from(OPS), st.integers(0, 5)), min_size=1, max_size=3), min_size=2, max_size=10
 )
