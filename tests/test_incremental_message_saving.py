@@ -1,6 +1,7 @@
 """The scenarios of incremental saving, each by its usual name, through the engine on both databases."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,3 +158,97 @@ async def test_rapid_chunk_generation(make_engine: MakeEngine, user: User, sessi
     await follower.until_end(sent.run, 60)
     assert follower.text() == "".join(f"{number} " for number in range(30_000))
     assert (await reply_of(engine, session)).content == follower.text()
+
+
+async def action_of(engine: Engine, session: str, position: int = 0) -> Any:
+    return (await reply_of(engine, session)).actions[position]
+
+
+async def test_agent_actions_saved_immediately(engine: Engine, user: User, session: str, puppet: Puppet) -> None:
+    """Pending when it begins, and its result when that comes, long before the run ends."""
+    await engine.send(user, session, "hello")
+    follower = Follower(engine, session)
+    puppet.bash("echo begun; while [ ! -e go ]; do sleep 0.01; done; echo done", id="b")
+    await follower.until(lambda r: r["event"].get("name") == "action.output")
+    action = await action_of(engine, session)
+    assert (action.type, action.status, action.output, action.ended_at) == ("bash", "pending", None, None)
+    assert action.started_at is not None
+    (engine.workshop.folder(session).root / "go").touch()
+    await follower.until(lambda r: r["event"]["type"] == "TOOL_CALL_RESULT")
+    action = await action_of(engine, session)
+    assert (action.status, action.output.split()) == ("success", ["begun", "done"])
+    assert action.ended_at >= action.started_at
+    failed = puppet.bash("exit 7")
+    await follower.until(lambda r: r["event"]["type"] == "TOOL_CALL_RESULT" and r["event"]["toolCallId"] != "b")
+    assert (await action_of(engine, session, 1)).status == "error"
+    assert (await failed).failed
+    assert (await reply_of(engine, session)).metadata["streaming"] is True
+    puppet.end()
+
+
+async def test_multiple_actions_saved_in_sequence(engine: Engine, user: User, session: str, puppet: Puppet) -> None:
+    sent, _, _ = await engine.send(user, session, "hello")
+    puppet.bash("echo hello")
+    puppet.call("file_write", path="a.txt", content="text\n")
+    puppet.end()
+    await Follower(engine, session).until_end(sent.run)
+    first, second = (await reply_of(engine, session)).actions
+    assert (first.type, first.input, first.status) == ("bash", {"command": "echo hello"}, "success")
+    assert first.output.startswith("hello")
+    assert (second.type, second.input) == ("file_write", {"path": "a.txt", "content": "text\n"})
+    assert second.status == "success"
+    assert first.started_at <= first.ended_at <= second.started_at <= second.ended_at
+    assert (first.position, second.position) == (0, 1)
+
+
+async def test_websocket_disconnect_during_an_action_doesnt_stop_it(
+    engine: Engine, user: User, session: str, puppet: Puppet
+) -> None:
+    sent, _, _ = await engine.send(user, session, "hello")
+    follower = Follower(engine, session)
+    puppet.bash("echo begun; sleep 0.3; echo done")
+    await follower.until(lambda r: r["event"].get("name") == "action.output")
+    follower.close()
+    puppet.end()
+    await Follower(engine, session, after=follower.records[-1]["seq"]).until_end(sent.run)
+    assert (await action_of(engine, session)).output.split() == ["begun", "done"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("kill -9 $$", "137"),
+        ("kill -9 -1", "No such process"),
+        ("exec no-such-program", "not found"),
+        ("ulimit -v 1000; ls", ""),
+        ('rm -rf "$PWD"/* /; ls', ""),
+    ],
+)
+async def test_container_failures_during_action_execution(
+    engine: Engine, user: User, session: str, puppet: Puppet, command: str, words: str
+) -> None:
+    """What dies in the sandbox, or of it, is a result; the run goes on, and so does the next command."""
+    sent, _, _ = await engine.send(user, session, "hello")
+    broken = puppet.bash(command)
+    after = puppet.bash("echo still here")
+    puppet.end()
+    end = await Follower(engine, session).until_end(sent.run)
+    assert end["event"]["type"] == "RUN_FINISHED"
+    assert words in str((await broken).output)
+    assert str((await after).output).startswith("still here")
+
+
+async def test_a_sandbox_that_does_not_start_is_a_failed_action(
+    engine: Engine, user: User, session: str, puppet: Puppet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.workshop.find()
+    wrap = engine.workshop.sandbox.wrap
+    broken = lambda argv, folder, **more: replace(wrap(argv, folder, **more), argv=["/no/such/bwrap"])  # noqa: E731
+    monkeypatch.setattr(type(engine.workshop.sandbox), "wrap", staticmethod(broken))
+    sent, _, _ = await engine.send(user, session, "hello")
+    result = puppet.bash("echo hello")
+    puppet.end()
+    end = await Follower(engine, session).until_end(sent.run)
+    assert end["event"]["type"] == "RUN_FINISHED"
+    assert (await result).failed
+    assert (await action_of(engine, session)).outcome == "failed"

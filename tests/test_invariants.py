@@ -5,8 +5,13 @@ The harder proofs stand elsewhere: kills and zombies in `test_crash.py`, any ord
 """
 
 import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
+import psutil
 import pytest
 from holdfast.agents.turn import Text, Turn
 from holdfast.clock import new_id
@@ -14,7 +19,9 @@ from holdfast.domain.errors import LeaseLost, RunNotFound, SessionNotFound
 from holdfast.domain.users import User
 from holdfast.engine import hub
 from holdfast.engine.engine import Engine
-from holdfast.store import journal, runs, sessions, users
+from holdfast.store import actions, journal, runs, sessions, users
+from holdfast.store.actions import Begun, Owner
+from holdfast.store.database import Database
 from holdfast.store.runs import End
 from holdfast.store.tables import tasks
 from sqlalchemy import select, text
@@ -57,6 +64,37 @@ async def test_1_committed_before_seen(engine: Engine, user: User, session: str,
         assert found[-1]["seq"] >= seq
         checked += 1
     assert checked >= 30
+
+
+@asynccontextmanager
+async def nothing_commits(database: Database) -> AsyncGenerator[None, None]:
+    """Hold the lock that the beginning of an action needs."""
+    if database.dialect == "sqlite":
+        with closing(sqlite3.connect(database.sqlite_path, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            yield
+        return
+    other = Database(database.url.render_as_string(hide_password=False))
+    async with other.read() as conn:
+        await conn.execute(text("LOCK TABLE actions IN EXCLUSIVE MODE"))
+        yield
+    await other.close()
+
+
+async def test_1_an_action_is_committed_before_its_process_starts(
+    engine: Engine, user: User, session: str, puppet: Puppet
+) -> None:
+    """With every commit held up, nothing is started; what is started is known."""
+    sent, _, _ = await engine.send(user, session, "hello")
+    await puppet.started.wait()
+    folder = engine.workshop.folder(session).root
+    async with nothing_commits(engine.database):
+        puppet.bash("touch started", id="b")
+        puppet.end()
+        await asyncio.sleep(0.3)
+        assert not (folder / "started").exists()
+    await Follower(engine, session).until_end(sent.run)
+    assert (folder / "started").exists()
 
 
 async def test_2_a_run_needs_no_socket(engine: Engine, user: User, session: str, puppet: Puppet) -> None:
@@ -143,6 +181,23 @@ async def test_6_cancel_is_final(engine: Engine, user: User, session: str, puppe
     assert await stored(engine, session) == before
 
 
+async def test_6_cancel_is_final_for_processes(engine: Engine, user: User, session: str, puppet: Puppet) -> None:
+    """When the end is told, nothing of the run lives, and nothing of it starts again."""
+    sent, _, _ = await engine.send(user, session, "hello")
+    follower = Follower(engine, session)
+    tag = f"inv-{os.getpid()}-{session[-8:]}"
+    puppet.bash(f"echo begun; exec -a {tag} sleep 300")
+    await follower.until(lambda r: r["event"].get("name") == "action.output")
+    await engine.cancel(user, session)
+    await follower.until_end(sent.run)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if tag in " ".join(p.info["cmdline"] or [])]
+    before = await stored(engine, session)
+    late = await puppet.turns[0].tools.call("bash", {"command": "touch late"})
+    assert late.failed
+    assert not (engine.workshop.folder(session).root / "late").exists()
+    assert await stored(engine, session) == before
+
+
 async def test_7_the_past_cannot_write(engine: Engine, user: User, session: str, puppet: Puppet) -> None:
     sent, _, _ = await engine.send(user, session, "hello")
     follower = Follower(engine, session)
@@ -162,6 +217,37 @@ async def test_7_the_past_cannot_write(engine: Engine, user: User, session: str,
     ):
         with pytest.raises(LeaseLost):
             await late
+
+
+async def test_7_the_past_can_neither_begin_nor_end_an_action(
+    engine: Engine, user: User, session: str, puppet: Puppet
+) -> None:
+    """A run whose lease is gone starts nothing, and the result of what it runs is not told."""
+    sent, _, _ = await engine.send(user, session, "hello")
+    follower = Follower(engine, session)
+    go = asyncio.Event()
+
+    async def work() -> str:
+        await go.wait()
+        return "too late"
+
+    outcome = puppet.do(lambda turn: turn.tools.perform("own", {}, work))
+    await follower.until(lambda r: r["event"]["type"] == "TOOL_CALL_END")
+    assert await engine.lease.end_interrupted(sent.run, 1)
+    go.set()
+    puppet.bash("touch late")
+    await follower.until_end(sent.run)
+    before = await stored(engine, session)
+    await puppet.closed.wait()
+    while engine.worker.running:
+        await asyncio.sleep(0.01)
+    assert isinstance(outcome.exception(), LeaseLost)
+    assert await stored(engine, session) == before
+    assert_whole(before)
+    assert not (engine.workshop.folder(session).root / "late").exists()
+    owner = Owner(session, sent.run, 1)
+    with pytest.raises(LeaseLost):
+        await engine.database.transact(lambda tx: actions.begin(tx, owner, sent.message, Begun("x", "bash", {}, 0)))
 
 
 async def test_8_a_limit_is_a_limit(make_engine: MakeEngine, user: User) -> None:
