@@ -208,7 +208,7 @@ async def approve_all(client: Client, session: str) -> None:
             for one in asked:
                 if one["id"] not in answered:
                     answered.add(one["id"])
-                    decision = {"interrupt": one["id"], "approved": True}
+                    decision = {"interruptId": one["id"], "approved": True}
                     await client.send("approve", session=session, run=event["run"], decisions=[decision])
         await asyncio.sleep(0.005)
 

@@ -1,0 +1,239 @@
+"""Actions over the public protocol: what a client sees of them, answers, downloads, and is refused."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.api.test_http import conforms
+from tests.support.client import Client, Frame, http
+from tests.support.server import ServerProcess
+
+MakeServer = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    server = ServerProcess("--commands-per-second", "1000", data_dir=tmp_path_factory.mktemp("data")).start()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+async def api(shared: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
+    async with http(shared.base_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def session(api: httpx2.AsyncClient) -> str:
+    return str((await api.post("/api/sessions")).json()["id"])
+
+
+@pytest.fixture
+async def client(shared: ServerProcess, session: str) -> AsyncIterator[Client]:
+    async with Client(shared.ws_url) as made:
+        await made.ask("subscribe", session=session)
+        yield made
+
+
+async def said(client: Client, session: str, content: str) -> Frame:
+    """Send, and wait for the end of the run; that end."""
+    before = len(client.events.get(session, []))
+    await client.ask("send", session=session, content=content)
+
+    def is_end(event: Frame) -> bool:
+        return event["event"]["type"] in ("RUN_FINISHED", "RUN_ERROR") and event in client.events[session][before:]
+
+    return await client.wait_event(session, is_end)
+
+
+def question_of(end: Frame) -> dict[str, Any]:
+    found: dict[str, Any] = end["event"]["outcome"]["interrupts"][0]
+    return found
+
+
+async def actions_of(api: httpx2.AsyncClient, session: str) -> list[dict[str, Any]]:
+    items = (await api.get(f"/api/sessions/{session}/messages")).json()["items"]
+    return [action for message in items for action in message.get("actions", [])]
+
+
+class TestOverTheSocket:
+    """The native protocol."""
+
+    async def test_an_action_is_seen_from_its_beginning_to_its_end(
+        self, client: Client, session: str, api: httpx2.AsyncClient
+    ) -> None:
+        await said(client, session, "run echo one; echo two >&2")
+        events = [each["event"] for each in client.events[session]]
+        kinds = [e["type"] for e in events if e["type"].startswith("TOOL_CALL") or e.get("name") == "action.output"]
+        assert kinds[:3] == ["TOOL_CALL_START", "TOOL_CALL_ARGS", "TOOL_CALL_END"]
+        assert kinds[-1] == "TOOL_CALL_RESULT"
+        assert "CUSTOM" in kinds
+        action = (await actions_of(api, session))[0]
+        assert (action["type"], action["status"], action["exit_code"]) == ("bash", "success", 0)
+
+    async def test_approve_goes_on_and_twice_is_the_same(
+        self, client: Client, session: str, api: httpx2.AsyncClient
+    ) -> None:
+        end = await said(client, session, "ask echo yes")
+        decision = {"interruptId": question_of(end)["id"], "approved": True}
+        first = await client.ask("approve", session=session, run=end["run"], decisions=[decision])
+        assert first["type"] == "ack"
+        again = await client.ask("approve", session=session, run=end["run"], decisions=[decision])
+        assert {**again, "re": ""} == {**first, "re": ""}
+        other = {**decision, "approved": False}
+        refused = await client.ask("approve", session=session, run=end["run"], decisions=[other])
+        assert (refused["type"], refused["code"]) == ("error", "already_resolved")
+        await client.wait_event(session, lambda e: e["event"]["type"] == "TOOL_CALL_RESULT")
+        assert (await actions_of(api, session))[0]["output"].startswith("yes")
+
+    @pytest.mark.parametrize(
+        ("decisions", "field"),
+        [
+            (None, "/decisions"),
+            ([], "/decisions"),
+            ([{}], "/decisions/0/interruptId"),
+            ([{"interruptId": "x", "approved": True}], "/decisions/0/interruptId"),
+            ([{"interruptId": "01a1fd37-585b-77d6-a23e-b19fc75e7989"}], "/decisions/0/approved"),
+            ([{"interruptId": "01a1fd37-585b-77d6-a23e-b19fc75e7989", "approved": "yes"}], "/decisions/0/approved"),
+            (
+                [{"interruptId": "01a1fd37-585b-77d6-a23e-b19fc75e7989", "approved": True, "editedArgs": 3}],
+                "/decisions/0/editedArgs",
+            ),
+            (
+                [
+                    {
+                        "interruptId": "01a1fd37-585b-77d6-a23e-b19fc75e7989",
+                        "approved": True,
+                        "editedArgs": {"a": "\x00"},
+                    }
+                ],
+                "/decisions/0/editedArgs/a",
+            ),
+        ],
+    )
+    async def test_a_wrong_answer_names_the_field_and_changes_nothing(
+        self, client: Client, session: str, decisions: Any, field: str, api: httpx2.AsyncClient
+    ) -> None:
+        end = await said(client, session, "ask echo no")
+        more = {} if decisions is None else {"decisions": decisions}
+        refused = await client.ask("approve", session=session, run=end["run"], **more)
+        assert (refused["type"], refused["code"]) in (("error", "invalid_frame"), ("error", "no_open_interrupt"))
+        if refused["code"] == "invalid_frame":
+            assert refused["field"].startswith("decisions")
+            assert all(part in refused["field"] for part in field.split("/")[3:4])
+        answer = await api.post(f"/api/runs/{end['run']}/approve", json=more)
+        assert answer.status_code == 400
+        assert field in [error["pointer"] for error in answer.json()["errors"]]
+        assert (await actions_of(api, session))[0]["status"] == "pending"
+
+    async def test_what_waits_is_in_the_snapshot_of_a_second_tab(
+        self, shared: ServerProcess, client: Client, session: str
+    ) -> None:
+        end = await said(client, session, "ask echo no")
+        async with Client(shared.ws_url) as second:
+            await second.ask("subscribe", session=session)
+            snapshot = await second.wait_for(lambda f: f["type"] == "snapshot")
+            assert snapshot["activeRun"]["status"] == "waiting"
+            assert [each["id"] for each in snapshot["interrupts"]] == [question_of(end)["id"]]
+            await second.ask("cancel", session=session)
+            await client.wait_event(session, lambda e: e["event"]["type"] == "TOOL_CALL_RESULT")
+
+
+class TestOverHttp:
+    """Without a socket."""
+
+    async def test_approve_edit_and_deny(self, client: Client, session: str, api: httpx2.AsyncClient) -> None:
+        end = await said(client, session, "ask echo one")
+        edited = {"interruptId": question_of(end)["id"], "approved": True, "editedArgs": {"command": "echo two"}}
+        answer = await api.post(f"/api/runs/{end['run']}/approve", json={"decisions": [edited]})
+        assert answer.status_code == 200
+        conforms(answer.json(), "Approved")
+        await client.wait_end(session, answer.json()["run"])
+        assert (await actions_of(api, session))[0]["output"].startswith("two")
+        conflict = await api.post(
+            f"/api/runs/{end['run']}/approve", json={"decisions": [{**edited, "approved": False, "editedArgs": None}]}
+        )
+        assert (conflict.status_code, conflict.json()["code"]) == (409, "already_resolved")
+
+    async def test_files_are_listed_and_downloaded(self, client: Client, session: str, api: httpx2.AsyncClient) -> None:
+        await said(client, session, "write a/b.html <script>alert(1)</script>\nrun ln -s /etc/passwd link; mkfifo pipe")
+        listed = (await api.get(f"/api/sessions/{session}/files")).json()
+        conforms(listed, "Files")
+        assert {each["name"]: each["kind"] for each in listed["entries"]}["a"] == "folder"
+        inner = (await api.get(f"/api/sessions/{session}/files", params={"path": "a"})).json()
+        assert [each["name"] for each in inner["entries"]] == ["b.html"]
+        file = await api.get(f"/api/sessions/{session}/files/content", params={"path": "a/b.html"})
+        assert file.text == "<script>alert(1)</script>\n"
+        assert file.headers["content-type"] == "application/octet-stream"
+        assert file.headers["content-disposition"].startswith("attachment")
+        assert file.headers["x-content-type-options"] == "nosniff"
+
+    @pytest.mark.parametrize(
+        "path",
+        ["../../holdfast.db", "/etc/passwd", "link", "pipe", "a/../../x", "nothing", ".", "a", "x" * 5000, "\x00"],
+    )
+    async def test_nothing_outside_is_reached(
+        self, client: Client, session: str, api: httpx2.AsyncClient, path: str
+    ) -> None:
+        await said(client, session, "run mkdir a; ln -s /etc/passwd link; mkfifo pipe")
+        async with asyncio.timeout(10):
+            file = await api.get(f"/api/sessions/{session}/files/content", params={"path": path})
+            folder = await api.get(f"/api/sessions/{session}/files", params={"path": path})
+        assert file.status_code in (400, 404)
+        assert "root:" not in file.text + folder.text
+        assert folder.status_code in ((200,) if path in (".", "a") else (400, 404))
+
+    async def test_a_large_output_is_kept_whole(self, client: Client, session: str, api: httpx2.AsyncClient) -> None:
+        await said(client, session, "run seq 1 200000")
+        action = (await actions_of(api, session))[0]
+        assert "left out" in action["output"]
+        whole = await api.get(action["link"])
+        assert whole.text == "".join(f"{n}\n" for n in range(1, 200_001))
+        small = await api.get(action["link"].replace(action["id"], "nothing"))
+        assert small.status_code == 404
+
+    async def test_the_tools_are_told(self, api: httpx2.AsyncClient) -> None:
+        told = (await api.get("/api/tools")).json()
+        conforms(told, "Tools")
+        assert {each["name"] for each in told["tools"]} == {"bash", "file_read", "file_write", "file_edit", "search"}
+
+    async def test_the_files_go_with_the_session(
+        self, shared: ServerProcess, client: Client, session: str, api: httpx2.AsyncClient
+    ) -> None:
+        await said(client, session, "write a.txt text")
+        kept = shared.data_dir / "sessions" / session
+        assert kept.is_dir()
+        assert (await api.delete(f"/api/sessions/{session}")).status_code == 204
+        async with asyncio.timeout(10):
+            while kept.exists():
+                await asyncio.sleep(0.02)
+
+
+async def test_files_and_approvals_are_their_owners_alone(
+    make_server: MakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.api.test_http import _cli  # noqa: PLC0415 - beside its use
+
+    server = make_server("--auth", "tokens")
+    secrets = {}
+    for name in ("ada", "eve"):
+        _, out = await asyncio.to_thread(_cli, capsys, "token", "create", name, "--data-dir", str(server.data_dir))
+        secrets[name] = out.strip().splitlines()[-1]
+    async with http(server.base_url, secrets["ada"]) as ada, http(server.base_url, secrets["eve"]) as eve:
+        session = (await ada.post("/api/sessions")).json()["id"]
+        async with Client(server.ws_url, token=secrets["ada"]) as client:
+            await client.ask("subscribe", session=session)
+            end = await said(client, session, "write a.txt text\nask echo one")
+        for path in ("files", "files/content?path=a.txt", "actions/x/output"):
+            assert (await eve.get(f"/api/sessions/{session}/{path}")).status_code == 404
+        decision = {"interruptId": question_of(end)["id"], "approved": True}
+        body = {"decisions": [decision]}
+        assert (await eve.post(f"/api/runs/{end['run']}/approve", json=body)).status_code == 404
+        async with Client(server.ws_url, token=secrets["eve"]) as client:
+            refused = await client.ask("approve", session=session, run=end["run"], decisions=[decision])
+            assert refused["code"] == "session_not_found"
+        assert (await ada.post(f"/api/runs/{end['run']}/approve", json=body)).status_code == 200
