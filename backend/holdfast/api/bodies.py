@@ -223,12 +223,16 @@ def _all_faults(data: bytes, kind: type[msgspec.Struct], first: msgspec.Validati
             msgspec.convert(given[name], hints[info.name])
         except msgspec.ValidationError as error:
             message, path = explain_validation(error)
-            inner = "/" + path.replace(".", "/") if path else ""
-            faults.append(FieldError(f"/{name}{inner}", message))
+            faults.append(FieldError(_pointer(f"{name}.{path}" if path else name), message))
     if not faults:
         message, path = explain_validation(first)
-        faults = [FieldError(f"/{path or ''}", message)]
+        faults = [FieldError(_pointer(path or ""), message)]
     return InvalidRequest("The body is not valid", errors=faults)
+
+
+def _pointer(path: str) -> str:
+    """The JSON pointer (RFC 6901) of a path as msgspec writes it, such as `decisions[0].approved`."""
+    return "/" + path.replace("]", "").replace("[", ".").replace("..", ".").replace(".", "/")
 
 
 def page_limit(request: Request) -> int:
