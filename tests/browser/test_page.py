@@ -1,84 +1,20 @@
 """The page in a real Chromium against a real server: what a person would try."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.support.page import AXE, answer, complete, say, streaming, words
 from tests.support.server import ServerProcess
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.timeout(120)]
 
 MakeServer = Callable[..., ServerProcess]
-AXE = Path(__file__).resolve().parents[2] / "frontend/node_modules/axe-core/axe.min.js"
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-expect.set_options(timeout=20_000)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
-    context = browser.new_context(base_url=server.base_url)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    # A handler in what is being sanitised is stopped twice, by the policy first; nothing else may meet the policy.
-    stopped = "inline event handler"
-    page.on(
-        "console",
-        lambda said: faults.append(said.text) if "Content Security" in said.text and stopped not in said.text else None,
-    )
-    page.goto("/")
-    yield page
-    context.close()
-    assert faults == []
-
-
-def say(page: Page, text: str) -> None:
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-
-
-def answer(page: Page) -> Any:
-    return page.locator("[data-testid=message][data-role=assistant]").last.locator("[data-testid=markdown]")
-
-
-def words(page: Page) -> int:
-    return len(answer(page).inner_text().split())
-
-
-def streaming(page: Page, at_least: int = 3) -> None:
-    expect(page.locator("[data-streaming=true]")).to_be_visible()
-    page.wait_for_function(
-        "n => (document.querySelector('[data-streaming=true] [data-testid=markdown]')?.innerText ?? '')"
-        ".split(/\\s+/).length > n",
-        arg=at_least,
-    )
-
-
-def complete(page: Page) -> None:
-    expect(page.get_by_test_id("status")).to_contain_text("Complete")
-    expect(page.locator("[data-streaming=true]")).to_have_count(0)
 
 
 def test_an_answer_streams_and_completes(page: Page) -> None:
