@@ -245,6 +245,7 @@ class TestStop:
         server.start()
         status(page, "interrupted")
         expect(action(page)).to_contain_text("not known")
+        expect(action(page).get_by_test_id("output")).to_contain_text("begun")
         shoot(page, "interrupted")
 
 
@@ -265,6 +266,7 @@ def test_a_server_without_a_sandbox_says_so(browser: Any, make_server: Any) -> N
     page.goto("/")
     say(page, "run echo open")
     expect(approval(page)).to_contain_text("not confined")
+    expect(approval(page).get_by_role("button", name=re.compile("Always"))).to_have_count(0)
     shoot(page, "unconfined")
     approval(page).get_by_role("button", name="Allow once").click()
     status(page, "done")

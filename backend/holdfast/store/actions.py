@@ -118,7 +118,8 @@ async def close_open(tx: Tx, session: str, outcome: str) -> list[ev.Event]:
     found: list[ev.Event] = []
     for row in (await tx.conn.execute(statement.order_by(actions.c.seq, actions.c.position))).mappings().all():
         live = await live_of(tx.conn, session, row["id"], row["seq"])
-        result = Result(output=words, status=status, outcome=told, live=live)
+        said = f"{live.rstrip()}\n({words})" if live else words
+        result = Result(output=said, status=status, outcome=told, live=live)
         await tx.conn.execute(
             update(actions)
             .where(actions.c.id == row["id"], actions.c.message_id == row["message_id"])

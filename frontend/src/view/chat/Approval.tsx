@@ -19,6 +19,9 @@ export function Approval({ asked }: { asked: Interrupt }) {
   const isSent = useChat((state) => state.deciding.has(asked.id));
   const isOnline = useChat((state) => state.connection === "online");
   const heading = useId();
+  const tools = useQuery({ queryKey: ["tools"], queryFn: api.tools, staleTime: Number.POSITIVE_INFINITY });
+  /** Nothing holds a command that is allowed here; each one is asked about. */
+  const isUnconfined = "command" in asked.args && tools.data?.sandbox.confined === false;
   const isFixed = isSent || !isOnline;
   const decide = (decision: Decision) => void chat.decide(asked, decision, newKey());
   return (
@@ -28,7 +31,7 @@ export function Approval({ asked }: { asked: Interrupt }) {
         {asked.expires_at && <Countdown to={asked.expires_at} />}
       </h2>
       {asked.reason && <p>{asked.reason}</p>}
-      {"command" in asked.args && <Unconfined />}
+      {isUnconfined && <p className="warning">Commands are not confined on this server{tools.data?.sandbox.reason ? `: ${tools.data.sandbox.reason}` : "."}</p>}
       {isEditing ? (
         <Editor args={asked.args} isFixed={isFixed} onDone={(editedArgs) => decide({ approved: true, editedArgs })} onLeave={() => setEditing(false)} />
       ) : (
@@ -36,7 +39,7 @@ export function Approval({ asked }: { asked: Interrupt }) {
           <Arguments args={asked.args} />
           <div className="decisions">
             <button type="button" className="primary" disabled={isFixed} onClick={() => decide({ approved: true })}>Allow once</button>
-            <button type="button" disabled={isFixed} onClick={() => decide({ approved: true, always: true })}>Always allow {asked.tool} in this session</button>
+            {!isUnconfined && <button type="button" disabled={isFixed} onClick={() => decide({ approved: true, always: true })}>Always allow {asked.tool} in this session</button>}
             <button type="button" disabled={isFixed} onClick={() => setEditing(true)}>Edit arguments</button>
           </div>
           <Denial isFixed={isFixed} onDeny={(reason) => decide({ approved: false, ...(reason && { reason }) })} />
@@ -119,11 +122,4 @@ function Editor({ args, isFixed, onDone, onLeave }: EditorProps) {
 function Countdown({ to }: { to: string }) {
   const left = Date.parse(to) - useServerTime(true);
   return <span className="countdown" data-testid="countdown">{left > 0 ? `${elapsed(left)} left` : "time is up"}</span>;
-}
-
-/** Says so when nothing holds the commands that are allowed here. */
-function Unconfined() {
-  const { data } = useQuery({ queryKey: ["tools"], queryFn: api.tools, staleTime: Number.POSITIVE_INFINITY });
-  if (!data || data.sandbox.confined) return null;
-  return <p className="warning">Commands are not confined on this server{data.sandbox.reason ? `: ${data.sandbox.reason}` : "."}</p>;
 }
