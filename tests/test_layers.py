@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "portable": {"store", "domain", "clock"},
     "preparation": {"store", "agents", "domain", "config"},
     "telemetry": {"engine", "clock"},
-    "terminal": {"domain", "clock", "__version__"},
+    "terminal": {"terminal", "domain", "clock", "__version__"},
 }
 """What of Holdfast each layer may import; `serving`, `administration`, `doctor` and `cli` may import all."""
 

@@ -182,6 +182,87 @@ def test_lines_of_input_are_said_in_order(server: ServerProcess, chat: Callable[
     assert one.out.index(words(4)) < one.out.index(words(6))
 
 
+def test_actions_are_shown_beside_the_answer(server: ServerProcess, tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "--url", server.base_url, "run echo hello; exit 3\nfast 3")
+    assert done.returncode == 0
+    assert done.stdout == f"{words(3)}\n"
+    assert done.stderr.splitlines() == ["▸ bash echo hello; exit 3", "hello", "✗ bash: failed, exit 3"]
+
+
+def test_what_a_command_says_cannot_drive_the_terminal(server: ServerProcess, tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "--url", server.base_url, r"run printf '\033[2J\033]0;title\007\a\033[31mred\033[0m'")
+    assert "red" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "title" not in done.stderr.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    [(("--approve", "always"), "✓ bash: success"), (("--approve", "never"), "⊘ bash: denied"), ((), "⊘")],
+)
+def test_approvals_without_a_terminal(
+    server: ServerProcess, tmp_path: Path, flags: tuple[str, ...], status: str
+) -> None:
+    done = run(tmp_path, "chat", "--url", server.base_url, *flags, "ask echo hello")
+    assert done.returncode == 0, done.stderr
+    assert status in done.stderr
+    assert ("hello\n✓" in done.stderr) == (status[0] == "✓")
+
+
+@pytest.mark.parametrize(("typed", "status"), [("y", "✓"), ("always", "✓"), ("", "⊘"), ("what?\nn", "⊘")])
+def test_a_person_is_asked(server: ServerProcess, chat: Callable[..., Chat], typed: str, status: str) -> None:
+    one = chat("--url", server.base_url)
+    one.type("ask echo hello\n")
+    one.until(lambda: "? bash echo hello" in one.err and "allow?" in one.err)
+    one.type(f"{typed}\n")
+    one.until(lambda: f"{status} bash" in one.err)
+    one.type("fast 3\n")
+    one.until(lambda: words(3) in one.out)
+    assert one.process.stdin is not None
+    one.process.stdin.close()
+    assert one.ended() == 0
+
+
+def test_an_answer_given_elsewhere_ends_the_question(server: ServerProcess, chat: Callable[..., Chat]) -> None:
+    session = new_session(server)
+    one = chat("--url", server.base_url, "--session", session)
+    one.type("ask echo hello\n")
+    one.until(lambda: "allow?" in one.err)
+    other = chat("--url", server.base_url, "--session", session, "--approve", "always")
+    one.until(lambda: "answered elsewhere" in one.err and "✓ bash" in one.err)
+    for each in (one, other):
+        assert each.process.stdin is not None
+        each.process.stdin.close()
+        assert each.ended() == 0
+
+
+def test_ctrl_c_ends_a_command_and_tells_130(server: ServerProcess, chat: Callable[..., Chat]) -> None:
+    one = chat("--url", server.base_url, "run echo begun; sleep 300")
+    one.until(lambda: "begun\n" in one.err)
+    one.process.send_signal(signal.SIGINT)
+    assert one.ended() == 130
+    assert "1 process ended]" in one.err
+
+
+def test_ctrl_c_at_a_question_cancels_it(server: ServerProcess, chat: Callable[..., Chat]) -> None:
+    one = chat("--url", server.base_url)
+    one.type("ask echo hello\n")
+    one.until(lambda: "allow?" in one.err)
+    one.process.send_signal(signal.SIGINT)
+    one.until(lambda: "bash: cancelled" in one.err)
+    one.process.send_signal(signal.SIGINT)
+    assert one.ended() == 0
+
+
+def test_the_end_of_another_run_is_not_that_of_ones_own(server: ServerProcess, chat: Callable[..., Chat]) -> None:
+    session = new_session(server)
+    first = chat("--url", server.base_url, "--session", session, "slow 30")
+    first.until(lambda: "anchor" in first.out)
+    second = chat("--url", server.base_url, "--session", session, "fail after 2")
+    assert first.ended() == 0
+    assert second.ended() == 1
+
+
 def test_the_chat_comes_back_after_the_server_was_killed(
     make_server: Callable[..., ServerProcess], chat: Callable[..., Chat]
 ) -> None:
@@ -204,7 +285,7 @@ def test_the_doctor_finds_all_in_order(tmp_path: Path) -> None:
     done = run(tmp_path, "doctor", "--data-dir", str(tmp_path), "--port", str(free_port()))
     assert done.returncode == 0, done.stdout
     states = {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()}
-    assert states.keys() == {"database", "model", "port", "ui", "sandbox", "bus"}
+    assert states.keys() == {"database", "model", "port", "ui", "sandbox", "tools", "mcp", "bus"}
     assert "fail" not in states.values()
 
 

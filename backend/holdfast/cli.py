@@ -50,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--url", default=None, help="the server (default: http://127.0.0.1:8000)")
     chat.add_argument("--token", default=os.environ.get("HOLDFAST_TOKEN"), help="a token ($HOLDFAST_TOKEN)")
     chat.add_argument("--session", help="go on with this session")
+    chat.add_argument(
+        "--approve",
+        choices=("ask", "always", "never"),
+        default="ask",
+        help="what to answer when the agent wants an approval; without a terminal, ask is never (default: ask)",
+    )
     chat.add_argument("message", nargs="*", help="say this, wait for the answer, and end")
 
     migrate = _command(commands, "migrate", "bring the schema to the newest version", _migrate, database=True)
@@ -129,10 +135,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from holdfast import terminal  # noqa: PLC0415 - the other commands need no client
+    from holdfast.terminal.chat import chat  # noqa: PLC0415 - the other commands need no client
 
     url = arguments.url or os.environ.get("HOLDFAST_URL") or "http://127.0.0.1:8000"
-    return asyncio.run(terminal.chat(url, arguments.token, arguments.session, " ".join(arguments.message) or None))
+    message = " ".join(arguments.message) or None
+    return asyncio.run(chat(url, arguments.token, arguments.session, message, arguments.approve))
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""`holdfast chat`: a client of the public protocol in the terminal."""
