@@ -24,17 +24,11 @@ from holdfast.store.journal import Journal
 from holdfast.store.tables import events, messages
 from sqlalchemy import insert
 
-from bench import naive
+from bench import actions, naive
+from bench.common import ROOT, Row, holdfast, quantiles, serving
 from bench.wire import Reader, Wire, connect
 from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
-
-Row = tuple[str, str, str, str, str]
-LIMITS = (
-    *("--commands-per-second", "100000", "--sockets", "100000", "--subscriptions", "10000"),
-    *("--max-runs", "5000", "--max-runs-per-user", "5000"),
-)
-ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 class Bare:
@@ -68,28 +62,6 @@ class Bare:
         return sum(reader.chunks for reader in readers) / took, [age for r in readers for age in r.ages]
 
 
-async def holdfast(
-    server: ServerProcess, count: int, content: str, *, stamps: bool = False
-) -> tuple[float, list[float]]:
-    """Chunks a second over `count` sessions, from the first send to the last end, and their ages."""
-    async with httpx2.AsyncClient(base_url=server.base_url, trust_env=False) as api:
-        made = [(await api.post("/api/sessions")).json()["id"] for _ in range(count)]
-    readers = [Reader(stamps=stamps) for _ in made]
-    wires = [await connect(server.port, reader) for reader in readers]
-    for wire, session in zip(wires, made, strict=True):
-        wire.send(type="hello", id="1", protocol="1.0")
-        wire.send(type="subscribe", id="2", session=session)
-    await asyncio.sleep(0.3 + count / 1000)
-    start = time.perf_counter()
-    for wire, session in zip(wires, made, strict=True):
-        wire.send(type="send", id="3", session=session, content=content)
-    await asyncio.gather(*(reader.done.wait() for reader in readers))
-    took = time.perf_counter() - start
-    for wire in wires:
-        wire.transport.abort()
-    return sum(reader.chunks for reader in readers) / took, [age for r in readers for age in r.ages]
-
-
 async def throughput(name: str, server: ServerProcess, url: str) -> list[Row]:
     """(a) Chunks committed and delivered."""
     rows: list[Row] = []
@@ -115,12 +87,6 @@ async def throughput(name: str, server: ServerProcess, url: str) -> list[Row]:
                 )
             )
     return rows
-
-
-def quantiles(values: list[float]) -> tuple[float, float]:
-    """p50 and p99."""
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
 
 
 async def latency(name: str, url_arguments: tuple[str, ...]) -> list[Row]:
@@ -274,22 +240,6 @@ async def cancels(server: ServerProcess) -> list[Row]:
     return [("(f) cancel of text, ms p50", f"{p50:.1f}", f"p99 {p99:.1f}", "-", "< 20")]
 
 
-class serving:  # noqa: N801
-    """A server with wide limits in a folder of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir="/tmp"))
-        env = {"PYTHONPATH": f"{ROOT}/backend:{ROOT}"}
-        self.server = ServerProcess(*LIMITS, *arguments, data_dir=self.folder, env=env)
-
-    def __enter__(self) -> ServerProcess:
-        return self.server.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.server.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 async def start_time() -> list[Row]:
     """(g) From the start to serving; beside an interpreter that only imports."""
     start = time.perf_counter()
@@ -343,6 +293,12 @@ async def measure(only: str) -> list[Row]:
                 rows += await cancels(server)
         if "g" in only:
             rows += await start_time()
+        if "h" in only:
+            rows += await actions.cancels()
+        if "i" in only:
+            rows += await actions.starts()
+        if "j" in only:
+            rows += await actions.output()
     finally:
         postgres.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -352,7 +308,7 @@ async def measure(only: str) -> list[Row]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("--only", default="abcdefg", help="the letters of the parts")
+    parser.add_argument("--only", default="abcdefghij", help="the letters of the parts")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = asyncio.run(measure(arguments.only))

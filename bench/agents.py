@@ -8,7 +8,10 @@ from holdfast.agents.turn import AgentEvent, Text, Turn
 
 
 async def steady(turn: Turn) -> AsyncIterator[AgentEvent]:
-    """`N RATE`: N chunks, RATE a second, each with the moment at which it was said."""
+    """`N RATE`: N chunks, RATE a second, each with the moment at which it was said. `run C`: runs the command C."""
+    if turn.prompt.startswith("run "):
+        await turn.tools.call("bash", {"command": turn.prompt[4:]})
+        return
     count, rate = (int(word) for word in turn.prompt.split())
     begin = time.monotonic()
     for number in range(count):

@@ -91,10 +91,15 @@ class Wrapped:
 
 
 class Sandbox(Protocol):
-    """A way to confine commands. `confined` is False when it does not confine at all."""
+    """A way to confine commands.
+
+    `confined` is False when it does not confine at all; `ends_together` is true when all that a command has
+    started ends with its first process, whatever it did.
+    """
 
     name: str
     confined: bool
+    ends_together: bool
 
     def wrap(
         self,
@@ -131,6 +136,7 @@ class Bubblewrap:
 
     name = "bubblewrap"
     confined = True
+    ends_together = True
 
     def __init__(self, program: str = "/usr/bin/bwrap", *, privileged: bool | None = None) -> None:
         self._program = program
@@ -197,6 +203,7 @@ class Landlock:
 
     name = "landlock"
     confined = True
+    ends_together = False
 
     def wrap(
         self,
@@ -241,6 +248,7 @@ class Unconfined:
 
     name = "off"
     confined = False
+    ends_together = False
 
     def wrap(
         self,

@@ -117,6 +117,12 @@ def parents() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(folder for folder in found if os.access(folder, os.W_OK)))
 
 
+@functools.cache
+def limit_memory() -> bool:
+    """Whether the groups of this machine limit the memory of a family."""
+    return any("memory" in line.split() for parent in parents() for line in _lines(f"{parent}/cgroup.subtree_control"))
+
+
 def _own_paths() -> dict[str, str]:
     """The path of the service's own group by controller; that of version 2 under the empty name."""
     paths: dict[str, str] = {}
