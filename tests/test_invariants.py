@@ -19,10 +19,10 @@ from holdfast.domain.errors import LeaseLost, RunNotFound, SessionNotFound
 from holdfast.domain.users import User
 from holdfast.engine import hub
 from holdfast.engine.engine import Engine
-from holdfast.store import actions, journal, runs, sessions, users
+from holdfast.store import actions, endings, journal, runs, sessions, texts, users
 from holdfast.store.actions import Begun, Owner
 from holdfast.store.database import Database
-from holdfast.store.runs import End
+from holdfast.store.endings import End
 from holdfast.store.tables import tasks
 from sqlalchemy import select, text
 
@@ -177,7 +177,7 @@ async def test_6_cancel_is_final(engine: Engine, user: User, session: str, puppe
     puppet.say("b", "c")
     await puppet.closed.wait()
     with pytest.raises(LeaseLost):
-        await engine.database.transact(lambda tx: runs.end(tx, sent.run, 1, End(outcome="success")))
+        await engine.database.transact(lambda tx: endings.end(tx, sent.run, 1, End(outcome="success")))
     assert await stored(engine, session) == before
 
 
@@ -212,8 +212,8 @@ async def test_7_the_past_cannot_write(engine: Engine, user: User, session: str,
         await asyncio.sleep(0)
     assert await stored(engine, session) == before
     for late in (
-        engine.database.transact(lambda tx: runs.requeue(tx, sent.run, 1, engine.lease.node.id, "drain")),
-        engine.database.transact(lambda tx: runs.checkpoint(tx, sent.run, 1, sent.message, "x", {}, 10**6)),
+        engine.database.transact(lambda tx: endings.requeue(tx, sent.run, 1, engine.lease.node.id, "drain")),
+        engine.database.transact(lambda tx: texts.checkpoint(tx, sent.run, 1, sent.message, "x", {}, 10**6)),
     ):
         with pytest.raises(LeaseLost):
             await late

@@ -384,7 +384,7 @@ async def test_a_message_while_it_waits_is_queued_and_comes_after(talk: Talk, pu
     assert await state_of(talk.engine, sent.run) == "Pending"
     run_b = await talk.decide(yes(question))
     puppet.end()
-    await talk.over(run_b)
+    await talk.follower.until_end(str(run_b))
     puppet.end()
     await talk.over(sent.run)
     assert [turn.prompt for turn in puppet.turns] == ["go", "", "and then?"]

@@ -20,12 +20,26 @@ from holdfast.domain.tasks import TERMINAL
 from holdfast.domain.transcript import Transcript
 from holdfast.domain.users import User
 from holdfast.engine.lease import Lease
-from holdfast.store import actions, approvals, nodes, queue, runs, schema, sessions, transcripts, users
+from holdfast.store import (
+    actions,
+    approvals,
+    cancels,
+    claims,
+    endings,
+    nodes,
+    queue,
+    runs,
+    schema,
+    sessions,
+    transcripts,
+    users,
+)
 from holdfast.store.actions import Begun, Owner, Result
 from holdfast.store.approvals import Decision
+from holdfast.store.claims import Claim
 from holdfast.store.database import Database
+from holdfast.store.endings import End
 from holdfast.store.journal import Journal, RunWriter
-from holdfast.store.runs import Claim, End
 from holdfast.store.tables import interrupts, tasks
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -133,7 +147,7 @@ class Machine(RuleBasedStateMachine):
         if not node.alive:
             return
         found = self.do(
-            node.database.transact(lambda tx: runs.claim(tx, node.lease.node.id, "m", limit=limit, per_user=2))
+            node.database.transact(lambda tx: claims.claim(tx, node.lease.node.id, "m", limit=limit, per_user=2))
         )
         for claim in found:
             node.mine[claim.run] = (claim, node.journal.open(claim.session, claim.run, claim.attempt, claim.head))
@@ -199,6 +213,8 @@ class Machine(RuleBasedStateMachine):
         for run, (claim, _) in list(node.mine.items())[:1]:
             if any(mine.run == run for mine, _ in self.acting):
                 continue
+            if claim.parent is not None and self.do(self.answers(claim.parent)):
+                continue  # What was decided before is carried out before anything else is asked.
             asked = [(Begun(f"q{n}", "tool", {"n": n}, 0), "may I?") for n in range(count)]
             limit = 600.0 if times_out else None
             try:
@@ -298,7 +314,7 @@ class Machine(RuleBasedStateMachine):
             final = End(outcome=outcome, error=error)
             for _attempt in range(1 + again):  # A duplicate delivery changes nothing.
                 try:
-                    self.do(node.database.transact(lambda tx, c=claim, f=final: runs.end(tx, c.run, c.attempt, f)))
+                    self.do(node.database.transact(lambda tx, c=claim, f=final: endings.end(tx, c.run, c.attempt, f)))
                 except LeaseLost:
                     continue
             self.forget(node, run)
@@ -307,7 +323,9 @@ class Machine(RuleBasedStateMachine):
     def cancel(self, place: int, times: int) -> None:
         session = self.sessions[place]
         for _ in range(times):
-            _, concerned = self.do(self.database.transact(lambda tx: runs.cancel(tx, self.user, session, None, None)))
+            _, concerned = self.do(
+                self.database.transact(lambda tx: cancels.cancel(tx, self.user, session, None, None))
+            )
             self.cancelled |= set(concerned)
 
     @rule(place=st.integers(0, 1), op=st.sampled_from(["remove", "front"]))
@@ -333,7 +351,7 @@ class Machine(RuleBasedStateMachine):
             try:
                 self.do(
                     node.database.transact(
-                        lambda tx, c=claim: runs.requeue(tx, c.run, c.attempt, node.lease.node.id, "drain")
+                        lambda tx, c=claim: endings.requeue(tx, c.run, c.attempt, node.lease.node.id, "drain")
                     )
                 )
             except LeaseLost:
@@ -408,7 +426,7 @@ class Machine(RuleBasedStateMachine):
         self.clock.time += timedelta(days=1)
         await self.nodes[0].lease.recover()
         for session in self.sessions:
-            await self.database.transact(lambda tx, one=session: runs.cancel(tx, self.user, one, None, None))
+            await self.database.transact(lambda tx, one=session: cancels.cancel(tx, self.user, one, None, None))
             async with self.database.read() as conn:
                 states = set(await conn.scalars(select(tasks.c.state).filter_by(session_id=session)))
             assert states <= {str(state) for state in TERMINAL}

@@ -9,11 +9,11 @@ from holdfast.clock import SystemClock, new_id
 from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.users import User
-from holdfast.store import nodes, runs, sessions
+from holdfast.store import claims, endings, nodes, runs, sessions
 from holdfast.store.appenders import PositionTaken, make_appender
+from holdfast.store.claims import Claim
 from holdfast.store.database import Database
 from holdfast.store.journal import Journal
-from holdfast.store.runs import Claim
 from holdfast.store.tables import events
 from sqlalchemy import select
 
@@ -38,8 +38,8 @@ async def claimed(database: Database, user: User, session: str) -> Claim:
     await database.transact(lambda tx: runs.send(tx, user, session, "hi", key=None, if_busy="queue", ids=ids))
     node = nodes.NodeIdentity(new_id(), "h", "b", 1, "1")
     await database.transact(lambda tx: nodes.register(tx, node, 30))
-    claims = await database.transact(lambda tx: runs.claim(tx, node.id, "demo", limit=100, per_user=100))
-    return next(claim for claim in claims if claim.session == session)
+    found = await database.transact(lambda tx: claims.claim(tx, node.id, "demo", limit=100, per_user=100))
+    return next(claim for claim in found if claim.session == session)
 
 
 def chunk(claim: Claim, text: str) -> str:
@@ -125,7 +125,7 @@ async def test_a_writer_whose_attempt_is_over_writes_nothing(
     writer.put(KIND, chunk(claim, "mine"))
     await writer.flush()
     elsewhere = Database(database.url.render_as_string(hide_password=False))
-    await elsewhere.transact(lambda tx: runs.end(tx, claim.run, claim.attempt, runs.End(outcome="interrupted")))
+    await elsewhere.transact(lambda tx: endings.end(tx, claim.run, claim.attempt, endings.End(outcome="interrupted")))
     await elsewhere.close()
     before = await seqs(journal, claim.session)
     writer.put(KIND, chunk(claim, "too late"))
@@ -147,7 +147,7 @@ async def test_one_lost_writer_does_not_keep_the_others_back(
         writer.put(KIND, chunk(owner, "first"))
         await writer.flush()
     elsewhere = Database(database.url.render_as_string(hide_password=False))
-    await elsewhere.transact(lambda tx: runs.end(tx, claim.run, claim.attempt, runs.End(outcome="interrupted")))
+    await elsewhere.transact(lambda tx: endings.end(tx, claim.run, claim.attempt, endings.End(outcome="interrupted")))
     await elsewhere.close()
     lost_writer.put(KIND, chunk(claim, "late"))
     good_writer.put(KIND, chunk(good, "second"))

@@ -6,8 +6,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from holdfast.store import schema
+from holdfast.store.claims import _turn
 from holdfast.store.database import Database, DatabaseUrlError, normalize_url
-from holdfast.store.runs import _turn
 from holdfast.store.schema import SchemaError
 from holdfast.store.tables import metadata
 from sqlalchemy import Connection, text

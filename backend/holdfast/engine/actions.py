@@ -33,8 +33,8 @@ from holdfast.engine.workshop import Rule, Workshop
 from holdfast.store import actions, approvals
 from holdfast.store.actions import ActionOutcome, Begun, Owner, Result
 from holdfast.store.approvals import Answer
+from holdfast.store.claims import Claim
 from holdfast.store.database import Database, Tx
-from holdfast.store.runs import Claim
 
 log = logging.getLogger("holdfast.actions")
 

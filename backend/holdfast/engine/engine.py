@@ -24,11 +24,12 @@ from holdfast.engine.runner import Runner
 from holdfast.engine.watcher import Watcher
 from holdfast.engine.worker import Worker
 from holdfast.engine.workshop import Workshop
-from holdfast.store import approvals, queue, runs
+from holdfast.store import approvals, cancels, queue, runs
 from holdfast.store.approvals import Decision
+from holdfast.store.cancels import CancelEffect
 from holdfast.store.database import Database, Tx
 from holdfast.store.journal import Journal
-from holdfast.store.runs import CancelEffect, Sent
+from holdfast.store.runs import Sent
 
 log = logging.getLogger("holdfast.engine")
 
@@ -164,7 +165,7 @@ class Engine:
             raise RunNotFound
 
         async def work(tx: Tx) -> tuple[CancelEffect, list[str]]:
-            return await runs.cancel(tx, user, session, run, reason)
+            return await cancels.cancel(tx, user, session, run, reason)
 
         (effect, concerned), at = await self._placed(session, work)
         for one in concerned:

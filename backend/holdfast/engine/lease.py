@@ -15,10 +15,10 @@ from holdfast.clock import Clock, new_id
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.engine.leftovers import Leftovers
 from holdfast.engine.processes import boot_id, process_started
-from holdfast.store import nodes, runs
+from holdfast.store import endings, nodes
 from holdfast.store.database import Database, Tx
+from holdfast.store.endings import End
 from holdfast.store.nodes import NodeIdentity
-from holdfast.store.runs import End
 from holdfast.store.tables import tasks
 
 log = logging.getLogger("holdfast.lease")
@@ -137,8 +137,8 @@ class Lease:
 
         async def bury(tx: Tx) -> None:
             row = (await tx.conn.execute(tasks.select().filter_by(id=run))).mappings().one()
-            closing = await runs.open_spans(tx.conn, row)
-            await runs.end(tx, run, attempt, End(outcome="interrupted", error=error, closing=closing))
+            closing = await endings.open_spans(tx.conn, row)
+            await endings.end(tx, run, attempt, End(outcome="interrupted", error=error, closing=closing))
 
         try:
             await self._database.transact(bury)

@@ -20,11 +20,12 @@ from holdfast.engine.actions import Actions
 from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.engine.speech import Speech
 from holdfast.engine.workshop import Workshop
-from holdfast.store import approvals, runs, transcripts
+from holdfast.store import approvals, endings, texts, transcripts
 from holdfast.store.actions import Owner
+from holdfast.store.claims import Claim
 from holdfast.store.database import Database, Tx
+from holdfast.store.endings import End
 from holdfast.store.journal import Journal, RunWriter
-from holdfast.store.runs import Claim, End
 
 log = logging.getLogger("holdfast.run")
 
@@ -142,7 +143,7 @@ class Runner:
         speech.shortened = {"omitted": omitted, "tokens": tokens}
         event = ev.Custom(name="history.shortened", value=speech.shortened)
         owner = Owner(claim.session, claim.run, claim.attempt)
-        records = await self._patiently(lambda tx: runs.note(tx, owner, claim.message, event, "shortened"))
+        records = await self._patiently(lambda tx: texts.note(tx, owner, claim.message, event, "shortened"))
         speech.writer.advance(records)
         return dataclasses.replace(turn, history=history)
 
@@ -226,7 +227,7 @@ class Runner:
         seq = await self._journal.head(claim.session)
 
         async def fold(tx: Tx) -> None:
-            await runs.checkpoint(tx, claim.run, claim.attempt, claim.message, tail, metadata, seq)
+            await texts.checkpoint(tx, claim.run, claim.attempt, claim.message, tail, metadata, seq)
 
         await self._patiently(fold)
 
@@ -241,7 +242,7 @@ class Runner:
             for event in closing:
                 speech.writer.put(ev.event_type(event), ev.encode(event))
             await self._checkpoint(claim, speech)
-            await self._patiently(lambda tx: runs.requeue(tx, claim.run, claim.attempt, node, "drain"))
+            await self._patiently(lambda tx: endings.requeue(tx, claim.run, claim.attempt, node, "drain"))
             return
         final = msgspec.structs.replace(
             end,
@@ -252,7 +253,7 @@ class Runner:
             processes=tuple(actions.ended),
         )
         if asked is None:
-            await self._patiently(lambda tx: runs.end(tx, claim.run, claim.attempt, final))
+            await self._patiently(lambda tx: endings.end(tx, claim.run, claim.attempt, final))
         else:
             questions, timeout_s = actions.asked(asked.calls), self._workshop.approval_timeout_s
             await self._patiently(lambda tx: approvals.wait(tx, claim.run, claim.attempt, final, questions, timeout_s))

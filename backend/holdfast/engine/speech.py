@@ -7,8 +7,8 @@ from msgspec import UNSET
 from holdfast.agents.turn import AgentEvent, Reasoning, Text, Usage
 from holdfast.clock import Clock
 from holdfast.domain import events as ev
+from holdfast.store.claims import Claim
 from holdfast.store.journal import RunWriter
-from holdfast.store.runs import Claim
 
 CHUNK_CHARS = 16 * 1024
 """The longest delta of one event; what an agent says at once may be longer."""

@@ -7,9 +7,9 @@ import logging
 from holdfast.domain.errors import Unavailable
 from holdfast.engine.lease import Lease
 from holdfast.engine.runner import Runner
-from holdfast.store import runs
+from holdfast.store import claims
+from holdfast.store.claims import Claim
 from holdfast.store.database import Database
-from holdfast.store.runs import Claim
 
 log = logging.getLogger("holdfast.worker")
 
@@ -76,12 +76,12 @@ class Worker:
         if self._draining or free <= 0 or not self._lease.held:
             return False
         node = self._lease.node.id
-        claims = await self._database.transact(
-            lambda tx: runs.claim(tx, node, self._agent, limit=free, per_user=self._per_user)
+        found = await self._database.transact(
+            lambda tx: claims.claim(tx, node, self._agent, limit=free, per_user=self._per_user)
         )
-        for claim in claims:
+        for claim in found:
             self._begin(claim, node)
-        return len(claims) == free
+        return len(found) == free
 
     def stop_claiming(self) -> None:
         """Take nothing more; what runs goes on."""

@@ -15,10 +15,10 @@ from holdfast.domain.actions import Interrupt
 from holdfast.domain.errors import AlreadyResolved, LeaseLost, NoOpenInterrupt
 from holdfast.domain.tasks import TaskState
 from holdfast.domain.users import User
-from holdfast.store import actions, idempotency, processes, runs, sessions
+from holdfast.store import actions, endings, idempotency, processes, runs, sessions
 from holdfast.store.actions import Begun, Owner
 from holdfast.store.database import Tx
-from holdfast.store.runs import End
+from holdfast.store.endings import End
 from holdfast.store.tables import grants, interrupts, tasks
 from holdfast.store.tables import sessions as sessions_table
 
@@ -59,7 +59,7 @@ async def wait(
     await tx.conn.execute(select(sessions_table.c.id).filter_by(id=session).with_for_update())
     owner = Owner(str(session), run, attempt)
     if await actions.own(tx, owner):
-        return await runs.end(tx, run, attempt, msgspec.structs.replace(end, outcome="cancelled"))
+        return await endings.end(tx, run, attempt, msgspec.structs.replace(end, outcome="cancelled"))
     task = (await tx.conn.execute(select(tasks).filter_by(id=run))).mappings().one()
     names, told = await actions.pending(tx, owner, task["message_id"], [begun for begun, _ in asked])
     expires_at = tx.now + timedelta(seconds=timeout_s) if timeout_s else None
@@ -80,7 +80,7 @@ async def wait(
         for position, (name, (begun, reason)) in enumerate(zip(names, asked, strict=True))
     ]
     await tx.conn.execute(insert(interrupts), rows)
-    metadata = await runs.close_message(tx, task, end)
+    metadata = await endings.close_message(tx, task, end)
     await tx.conn.execute(
         update(tasks).where(tasks.c.id == run).values(state=TaskState.PAUSED, node_id=None, last_updated=tx.now)
     )

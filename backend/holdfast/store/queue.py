@@ -152,3 +152,23 @@ async def _rearrange(
         value["removed"] = removed
     await tx.append(session, [(None, 0, ev.Custom(name="queue.changed", value=value))])
     return items
+
+
+async def standing(tx: Tx, session: str) -> tuple[list[RowMapping], list[RowMapping]]:
+    """The session's tasks that wait, first in line first, and those that are active."""
+    statement = (
+        select(tasks)
+        .where(tasks.c.session_id == session, tasks.c.state.not_in(TERMINAL))
+        .order_by(tasks.c.place, tasks.c.id)
+        .with_for_update()
+    )
+    rows = (await tx.conn.execute(statement)).mappings().all()
+    return [row for row in rows if row["node_id"] is None], [row for row in rows if row["node_id"] is not None]
+
+
+def next_place(waiting: list[RowMapping], *, first: bool) -> int:
+    """The place of one more in the line: before all that has not started, or behind it."""
+    fresh = [row["place"] for row in waiting if row["started_at"] is None]
+    if not fresh:
+        return 0
+    return min(fresh) - 1 if first else max(fresh) + 1
