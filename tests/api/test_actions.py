@@ -1,7 +1,8 @@
 """Actions over the public protocol: what a client sees of them, answers, downloads, and is refused."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -9,6 +10,7 @@ import pytest
 
 from tests.api.test_http import conforms
 from tests.support.client import Client, Frame, http
+from tests.support.provider import Provider, Script
 from tests.support.server import ServerProcess
 
 MakeServer = Callable[..., ServerProcess]
@@ -237,3 +239,71 @@ async def test_files_and_approvals_are_their_owners_alone(
             refused = await client.ask("approve", session=session, run=end["run"], decisions=[decision])
             assert refused["code"] == "session_not_found"
         assert (await ada.post(f"/api/runs/{end['run']}/approve", json=body)).status_code == 200
+
+
+class TestOfAModel:
+    """A model behind a real HTTP server that speaks a provider's protocol, from its call to the page's events."""
+
+    @pytest.fixture
+    def provider(self) -> Iterator[Provider]:
+        with Provider() as running:
+            yield running
+
+    async def test_it_uses_tools_and_sees_what_came_of_them(self, make_server: MakeServer, provider: Provider) -> None:
+        env = {"OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "key"}
+        server = make_server("--agent", "openai:test", "--instructions", "Be brief.", env=env)
+        provider.queue += [
+            Script(say=["Let me see. "], calls=[{"name": "bash", "args": {"command": "echo $((6*7))"}, "id": "c1"}]),
+            Script(
+                calls=[
+                    {"name": "invented", "args": {"x": 1}, "id": "c2"},
+                    {"name": "bash", "args": {"cmd": 1}, "id": "c3"},
+                ]
+            ),
+            Script(say=["It is 42."]),
+        ]
+        async with http(server.base_url) as api, Client(server.ws_url) as client:
+            session = (await api.post("/api/sessions")).json()["id"]
+            await client.ask("subscribe", session=session)
+            end = await said(client, session, "what is six times seven?")
+            assert end["event"]["outcome"] == {"type": "success"}
+            first, invented, unfit = await actions_of(api, session)
+            items = (await api.get(f"/api/sessions/{session}/messages")).json()["items"]
+        assert items[-1]["content"] == "Let me see. It is 42."
+        assert (first["id"], first["outcome"], first["output"].split()[0]) == ("c1", "success", "42")
+        assert "There is no tool 'invented'" in invented["output"]
+        assert (unfit["outcome"], "Invalid arguments" in unfit["output"]) == ("failed", True)
+        told = provider.requests[-1]["messages"]
+        assert "Be brief." in json.dumps(provider.requests[0])
+        assert [each["role"] for each in told].count("tool") == 3
+        assert "42" in next(each["content"] for each in told if each["role"] == "tool")
+
+    async def test_it_goes_on_after_an_approval_and_a_restart(
+        self, make_server: MakeServer, provider: Provider
+    ) -> None:
+        env = {"OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": "key"}
+        server = make_server("--agent", "openai:test", "--approvals", "bash=ask", env=env)
+        provider.queue += [
+            Script(say=["May I? "], calls=[{"name": "bash", "args": {"command": "echo done"}, "id": "c"}])
+        ]
+        async with http(server.base_url) as api, Client(server.ws_url) as client:
+            session = (await api.post("/api/sessions")).json()["id"]
+            await client.ask("subscribe", session=session)
+            end = await said(client, session, "do it")
+            question = question_of(end)
+        server.kill9()
+        server.start()
+        provider.queue += [Script(say=["It is done."])]
+        async with http(server.base_url) as api:
+            decision = {"interruptId": question["id"], "approved": True}
+            answer = await api.post(f"/api/runs/{end['run']}/approve", json={"decisions": [decision]})
+            async with asyncio.timeout(20):
+                while (await api.get(f"/api/runs/{answer.json()['run']}")).json()["status"] in ("queued", "running"):
+                    await asyncio.sleep(0.02)
+            items = (await api.get(f"/api/sessions/{session}/messages")).json()["items"]
+        assert [each["content"] for each in items] == ["do it", "May I? ", "It is done."]
+        assert items[1]["actions"][0]["outcome"] == "success"
+        told = provider.requests[-1]["messages"]
+        assert [each["role"] for each in told] == ["user", "assistant", "tool"]
+        assert told[1]["tool_calls"][0]["function"]["name"] == "bash"
+        assert told[2]["content"].startswith("done")
