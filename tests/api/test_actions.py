@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -307,3 +308,51 @@ class TestOfAModel:
         assert [each["role"] for each in told] == ["user", "assistant", "tool"]
         assert told[1]["tool_calls"][0]["function"]["name"] == "bash"
         assert told[2]["content"].startswith("done")
+
+
+HOSTILE = {
+    "the folders of the service": "ls -la {data} 2>&1; cat {data}/holdfast.db 2>&1 | head -c 15",
+    "another session's folder": "cat {data}/sessions/{other}/work/secret.txt 2>&1; ls -R /work/.. 2>&1 | grep secret",
+    "the own port": "exec 3<>/dev/tcp/127.0.0.1/{port} && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
+    "the network": "timeout 2 bash -c 'exec 3<>/dev/tcp/1.1.1.1/53' 2>&1 && echo REACHED",
+    "the service's environment": "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'",
+    "the service's process": "kill -9 {pid} 2>&1; kill -9 -1 2>&1; ls /proc/{pid}/fd 2>&1",
+    "files of the host": "cat /etc/shadow /root/.bash_history 2>&1; ls /home /root /var/lib 2>&1",
+    "a link out": "ln -s {data}/holdfast.db db; cat db 2>&1 | head -c 15; ln -s / up; ls up/root 2>&1",
+    "root": "id -u; su -c id 2>&1; sudo -n id 2>&1; unshare -r id -u 2>&1 | grep -x 0 && cat {data}/holdfast.db 2>&1",
+    "mounts": "mount -t tmpfs x /mnt 2>&1; mount --bind / /work 2>&1; umount /work 2>&1",
+    "devices": "ls /dev/sda /dev/mem /dev/kmsg 2>&1; head -c 10 /dev/mem 2>&1; mknod d b 8 0 2>&1",
+    "the system": "echo x > /usr/bin/evil 2>&1; echo x > /etc/passwd 2>&1; echo x > /proc/sys/kernel/core_pattern 2>&1",
+    "ptrace": "gdb -p 1 2>&1; cat /proc/1/mem 2>&1 | head -c 10; cat /proc/{pid}/maps 2>&1 | head -3",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_a_hostile_command_reaches_nothing(make_server: MakeServer, what: str) -> None:
+    """Through the real service, which holds a secret in each place that the command tries."""
+    server = make_server(
+        "--kill-grace-s", "0.5", env={"HOLDFAST_SECRET": "swordfish-env", "OPENAI_API_KEY": "swordfish-key"}
+    )
+    async with http(server.base_url) as api, Client(server.ws_url) as client:
+        other = (await api.post("/api/sessions", json={"title": "swordfish-title"})).json()["id"]
+        await client.ask("subscribe", session=other)
+        await said(client, other, "write secret.txt swordfish-file")
+        session = (await api.post("/api/sessions")).json()["id"]
+        await client.ask("subscribe", session=session)
+        names = {"data": server.data_dir, "other": other, "port": server.port, "pid": server.pid}
+        end = await said(client, session, "run " + HOSTILE[what].format(**names))
+        assert end["event"]["type"] == "RUN_FINISHED"
+        output = (await actions_of(api, session))[0]["output"]
+        assert (await api.get("/health")).status_code == 200
+    assert "swordfish" not in output
+    assert "SQLite format" not in output
+    assert "uid=0" not in output
+    assert "REACHED" not in output
+    assert "HTTP/1" not in output
+    assert "root:" not in output
+    assert not Path("/usr/bin/evil").exists()
+    lines = output.splitlines()
+    if what == "root":
+        assert lines[0] != "0"
+    if what == "the service's process":
+        assert "No such" in output
