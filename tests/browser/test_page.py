@@ -1,10 +1,15 @@
 """The page in a real Chromium against a real server: what a person would try."""
 
+import contextlib
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -138,16 +143,22 @@ def test_what_a_message_says_is_never_run(page: Page) -> None:
 
 
 def test_a_long_answer_does_not_freeze_the_page(page: Page) -> None:
+    """Over 100 KB without a task of more than 50 ms, at the first, second or third time on a busy machine."""
     page.evaluate(
         "() => { window.tasks = []; new PerformanceObserver(list => tasks.push(...list.getEntries()"
         ".map(entry => entry.duration))).observe({entryTypes: ['longtask']}) }"
     )
-    say(page, "fast 20000")
-    complete(page)
-    assert words(page) == 20_000
-    tasks: list[float] = page.evaluate("window.tasks")
-    print(f"longest task: {max(tasks, default=0)} ms of {len(tasks)} over 50 ms")
-    assert max(tasks, default=0) <= 200
+    tasks: list[float] = []
+    for _ in range(3):
+        page.evaluate("() => { window.tasks.length = 0 }")
+        say(page, "fast 20000")
+        complete(page)
+        assert words(page) == 20_000
+        tasks = page.evaluate("window.tasks")
+        if not tasks:
+            return
+        page.get_by_role("button", name="New chat").click()
+    raise AssertionError(f"tasks of {tasks} ms")
 
 
 def test_narrow_screens_keys_and_themes(page: Page) -> None:
@@ -187,3 +198,76 @@ def test_the_login_page_takes_a_token(browser: Browser, make_server: MakeServer,
     say(page, "fast 3")
     complete(page)
     page.context.close()
+
+
+def test_a_session_of_10_000_messages_opens_at_once_and_scrolls_to_its_beginning(
+    page: Page, server: ServerProcess
+) -> None:
+    say(page, "fast 3")
+    complete(page)
+    session = page.url.rpartition("/")[2]
+    flags = '{"streaming": false, "cancelled": false, "has_error": false, "interrupted": false}'
+    rows = [
+        (
+            str(uuid4()),
+            session,
+            ("user", "assistant")[n % 2],
+            f"message {n} " * 20,
+            flags,
+            -10_001 + n,
+            "2026-01-01T00:00:00.000000Z",
+        )
+        for n in range(10_000)
+    ]
+    with contextlib.closing(sqlite3.connect(server.data_dir / "holdfast.db", timeout=10)) as conn, conn:
+        conn.executemany(
+            "INSERT INTO messages (id, session_id, role, content, content_seq, streaming, metadata, seq, created_at)"
+            " VALUES (?, ?, ?, ?, 0, 0, ?, ?, ?)",
+            rows,
+        )
+    began = time.monotonic()
+    page.goto(f"{server.base_url}/s/{session}")
+    expect(page.get_by_test_id("message").last).to_be_visible()
+    print(f"opened in {time.monotonic() - began:.2f} s")
+    assert page.get_by_test_id("message").count() < 100, "what is not in view is not in the page"
+    page.locator(".scroll").evaluate("box => box.scrollTo(0, 0)")
+    expect(page.get_by_text("message 0 message 0").first).to_be_visible()
+
+
+def test_a_server_that_is_restarted_in_order_goes_on_with_the_same_answer(page: Page, server: ServerProcess) -> None:
+    say(page, "slow 80")
+    streaming(page, 5)
+    server.signal(signal.SIGTERM)
+    expect(page.get_by_test_id("banner")).to_be_visible()
+    assert server.process is not None
+    server.process.wait(30)
+    server.start()
+    expect(page.get_by_test_id("banner")).to_have_count(0)
+    complete(page)
+    expect(page.locator("[data-testid=message][data-role=assistant]")).to_have_count(1)
+    assert words(page) == 80
+
+
+def test_sessions_are_searched_renamed_and_deleted(page: Page) -> None:
+    for text in ("fast 2", "fast 3"):
+        page.get_by_role("button", name="New chat").click()
+        say(page, text)
+        complete(page)
+    rows = page.get_by_test_id("session")
+    expect(rows).to_have_count(2)
+    page.get_by_label("Search").fill("fast 3")
+    expect(rows).to_have_count(1)
+    rows.first.get_by_label("Actions for").click()
+    page.get_by_role("menuitem", name="Rename").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("harbour")
+    page.keyboard.press("Enter")
+    page.get_by_label("Search").fill("harb")
+    expect(rows).to_have_count(1)
+    expect(rows.first).to_contain_text("harbour")
+    rows.first.get_by_label("Actions for").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    page.get_by_role("button", name="Delete").last.click()
+    expect(rows).to_have_count(0)
+    page.get_by_label("Search").fill("")
+    expect(rows).to_have_count(1)
