@@ -1,12 +1,14 @@
 """Sessions as files: the journal line by line, the state, or a text to read; and back again."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
 
 from holdfast.clock import new_id, parse_rfc3339
 from holdfast.domain import events as ev
+from holdfast.domain.actions import Action
 from holdfast.domain.errors import InvalidRequest
 from holdfast.domain.transcript import Transcript
 from holdfast.domain.users import User
@@ -38,7 +40,7 @@ async def export(database: Database, journal: Journal, row: sessions.Row, kind: 
     state = transcript.snapshot()
     if kind == "json":
         return msgspec.json.encode({"session": sessions.body(row), **state}).decode()
-    return _markdown(row, transcript)
+    return markdown(row["title"], transcript)
 
 
 async def load(database: Database, user: User, text: str) -> str:
@@ -72,14 +74,40 @@ async def _all(journal: Journal, session: str) -> list[ev.Recorded]:
     return records
 
 
-def _markdown(row: sessions.Row, transcript: Transcript) -> str:
-    parts = [f"# {row['title'] or 'Untitled'}\n"]
+def markdown(title: str, transcript: Transcript) -> str:
+    """A conversation as a text to read."""
+    parts = [f"# {title or 'Untitled'}\n"]
     for message in transcript.messages:
         who = "You" if message.role == "user" else "Assistant"
         flags = [name for name in ("cancelled", "has_error", "interrupted") if message.metadata.get(name)]
         note = f" ({', '.join(flags).replace('has_error', 'failed')})" if flags else ""
-        parts.append(f"## {who}{note}\n\n*{message.created_at}*\n\n{message.content}\n")
-    return "\n".join(parts)
+        parts.append(f"## {who}{note}\n\n*{message.created_at}*\n")
+        start = 0
+        for action in sorted(message.actions, key=lambda action: action.offset or 0):
+            place = max(start, action.offset or 0)
+            parts += [message.content[start:place], _action(action)]
+            start = place
+        parts.append(message.content[start:])
+    return "\n".join(part for part in parts if part.strip()) + "\n"
+
+
+def _action(action: Action) -> str:
+    """An action as Markdown: what was called with what, how it went, and what it gave."""
+    args = json.dumps(action.input, ensure_ascii=False)
+    output = str(action.output or action.live).rstrip("\n")
+    code = f", exit code {action.exit_code}" if action.exit_code is not None else ""
+    title = f"**{action.type}** {_fenced(args, inline=True)}: {action.outcome or 'waits for an answer'}{code}\n"
+    return f"\n{title}" + (f"\n{_fenced(output)}\n" if output else "")
+
+
+def _fenced(text: str, *, inline: bool = False) -> str:
+    """The text as code, in more backticks than it has in a row."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    if inline:
+        fence = "`" * (longest + 1)
+        return f"{fence} {text} {fence}" if longest else f"{fence}{text}{fence}"
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _parse(text: str) -> tuple[dict[str, Any], list[ev.Recorded]]:
@@ -132,5 +160,8 @@ def _rename(record: ev.Recorded, names: dict[str, str]) -> ev.Recorded:
             return [walk(part) for part in parts]
         return value
 
-    data = msgspec.json.encode(walk(json.loads(record.data))).decode()
+    event = walk(json.loads(record.data))
+    if event["type"] == "TOOL_CALL_RESULT" and isinstance(told := (event.get("metadata") or {}).get("action"), dict):
+        told.pop("link", None)  # The whole output is no part of an export.
+    data = msgspec.json.encode(event).decode()
     return ev.Recorded(record.seq, names.get(record.run or ""), record.ts, data)

@@ -26,7 +26,7 @@ def exported(golden: dict[str, Any]) -> str:
     return "\n".join(json.dumps(line) for line in (head, *golden["events"]))
 
 
-def told(messages: list[Message]) -> list[dict[str, Any]]:
+def told(messages: list[Message], *, is_copy: bool) -> list[dict[str, Any]]:
     """What the messages say and do, without what a copy has anew."""
     found: list[dict[str, Any]] = msgspec.to_builtins(messages)
     for message in found:
@@ -34,7 +34,8 @@ def told(messages: list[Message]) -> list[dict[str, Any]]:
             message.pop(name)
         for action in message["actions"]:
             action.pop("id")
-            action.pop("link", None)
+            if not is_copy:
+                action["link"] = None  # The whole output is no part of an export.
     return found
 
 
@@ -51,7 +52,7 @@ async def test_a_copy_has_the_messages_and_actions_of_the_original(database: Dat
     original = Transcript(golden["session"])
     original.apply_all([as_recorded(line) for line in golden["events"]])
     original.settle()
-    assert told(rows.messages) == told(original.messages)
+    assert told(rows.messages, is_copy=True) == told(original.messages, is_copy=False)
     assert any(message.actions for message in rows.messages) == (name == "live")
 
 
@@ -65,3 +66,17 @@ async def test_a_file_that_is_no_export_changes_nothing(database: Database, user
         await portable.load(database, user, '{"format": "holdfast.session.v1", "session": {"id": "a"}}\n{"seq": 2}')
     async with database.read() as conn:
         assert await sessions.list_for(conn, user, sessions.Filters(), None, 10) == []
+
+
+def test_markdown_has_actions_where_they_happened_and_no_output_gets_out_of_its_fence() -> None:
+    golden = json.loads((FOLDER / "live.json").read_text())
+    transcript = Transcript(golden["session"])
+    transcript.apply_all([as_recorded(line) for line in golden["events"]])
+    transcript.settle()
+    message = next(message for message in transcript.messages if message.actions)
+    message.actions[0].output = "before\n````\n# no heading"
+    written = portable.markdown("T", transcript)
+    assert "\n`````\nbefore\n````\n# no heading\n`````\n" in written
+    assert f"**{message.actions[0].type}**" in written
+    offset = message.actions[0].offset or 0
+    assert written.index(message.content[:offset].strip() or "## Assistant") < written.index("`````")
