@@ -356,3 +356,52 @@ async def test_a_hostile_command_reaches_nothing(make_server: MakeServer, what: 
         assert lines[0] != "0"
     if what == "the service's process":
         assert "No such" in output
+
+
+@pytest.mark.parametrize("depth", [70, 500, 3_000, 100_000])
+async def test_input_nested_without_an_end_is_refused(
+    client: Client, session: str, api: httpx2.AsyncClient, depth: int
+) -> None:
+    end = await said(client, session, "ask echo hi")
+    nested = '{"a":' * depth + "1" + "}" * depth
+    decisions = f'[{{"interruptId": "{question_of(end)["id"]}", "approved": true, "editedArgs": {nested}}}]'
+    for path, body in (
+        (f"/api/runs/{end['run']}/approve", f'{{"decisions": {decisions}}}'),
+        ("/api/sessions", f'{{"sandbox": {nested}}}'),
+    ):
+        answer = await api.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 413), answer.text
+    if len(decisions) < 200_000:
+        head = f'{{"type": "approve", "id": "deep", "session": "{session}", "run": "{end["run"]}", "decisions": '
+        async with Client(client.url) as other:
+            await other.wire.send(head + decisions + "}")
+            try:
+                refused = await other.wait_for(lambda f: f["type"] == "error")
+                assert refused["code"] == "invalid_frame"
+            except ConnectionError:
+                assert other.closed == 4400  # So deep that it is no JSON any more.
+    assert (await actions_of(api, session))[0]["status"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({}, "Invalid arguments"),
+        ({"command": ["a"]}, "Invalid arguments"),
+        ({"command": "x" * 200_000}, ""),
+        ({"command": "echo ok", "timeout_s": 1e308}, "Invalid arguments"),
+        ({"command": "echo ok", "more": True}, "Invalid arguments"),
+    ],
+)
+async def test_edited_arguments_that_do_not_fit_are_a_result(
+    client: Client, session: str, api: httpx2.AsyncClient, args: dict[str, Any], words: str
+) -> None:
+    end = await said(client, session, "ask echo hi")
+    decision = {"interruptId": question_of(end)["id"], "approved": True, "editedArgs": args}
+    answer = await api.post(f"/api/runs/{end['run']}/approve", json={"decisions": [decision]})
+    assert answer.status_code == 200
+    last = await client.wait_end(session, answer.json()["run"])
+    assert last["event"]["type"] == "RUN_FINISHED"
+    action = (await actions_of(api, session))[0]
+    assert action["outcome"] == "failed"
+    assert words in action["output"]

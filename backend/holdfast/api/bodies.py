@@ -13,6 +13,8 @@ from holdfast.domain.frames import IfBusy, Key, Reason, Version, explain_validat
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_DEEPEST = 64
+
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 Notes = Annotated[str, msgspec.Meta(max_length=100_000)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -176,8 +178,10 @@ def parse(data: bytes, kind: type[T]) -> T:
     return result
 
 
-def unstorable(value: Any, pointer: str = "") -> FieldError | None:
-    """The first text in `value` that has U+0000 or half a surrogate pair, which no database keeps."""
+def unstorable(value: Any, pointer: str = "", depth: int = 0) -> FieldError | None:
+    """The first part of `value` that no database keeps: U+0000, half a surrogate pair, or nesting without an end."""
+    if depth > _DEEPEST:
+        return FieldError(pointer[:200], f"must not be nested deeper than {_DEEPEST}")
     if isinstance(value, str):
         if "\x00" in value:
             return FieldError(pointer, "U+0000 is not allowed")
@@ -189,11 +193,11 @@ def unstorable(value: Any, pointer: str = "") -> FieldError | None:
     if isinstance(value, dict):
         items: Any = value.items()
         pairs = [(key, part) for key, part in items if part is not msgspec.UNSET]
-        faults = (unstorable(key, pointer) or unstorable(part, f"{pointer}/{key}") for key, part in pairs)
+        faults = (unstorable(key, pointer) or unstorable(part, f"{pointer}/{key}", depth + 1) for key, part in pairs)
         return next((fault for fault in faults if fault), None)
     if isinstance(value, list):
         parts: list[Any] = value
-        faults = (unstorable(part, f"{pointer}/{place}") for place, part in enumerate(parts))
+        faults = (unstorable(part, f"{pointer}/{place}", depth + 1) for place, part in enumerate(parts))
         return next((fault for fault in faults if fault), None)
     return None
 
