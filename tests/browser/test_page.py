@@ -111,6 +111,9 @@ def test_the_queue_is_reordered_edited_and_removed(page: Page) -> None:
     expect(rows).to_have_count(3)
     rows.nth(2).get_by_role("button", name="Move up").click()
     expect(rows.nth(1)).to_contain_text("fast 3")
+    rows.nth(2).locator(".text").drag_to(rows.nth(0).locator(".text"))
+    expect(rows.nth(0)).to_contain_text("fast 2")
+    expect(rows.nth(2)).to_contain_text("fast 3")
     rows.nth(0).get_by_role("button", name="Remove").click()
     expect(rows).to_have_count(2)
     rows.nth(1).get_by_role("button", name="Send now").click()
@@ -271,3 +274,17 @@ def test_sessions_are_searched_renamed_and_deleted(page: Page) -> None:
     expect(rows).to_have_count(0)
     page.get_by_label("Search").fill("")
     expect(rows).to_have_count(1)
+
+
+def test_a_hidden_tab_notifies_when_an_answer_is_complete(page: Page) -> None:
+    page.context.grant_permissions(["notifications"])
+    page.reload()
+    page.evaluate(
+        "() => { window.told = []; window.Notification = class { static permission = 'granted';"
+        " constructor(title, options) { told.push([title, options.body]) } } }"
+    )
+    say(page, "slow 20")
+    streaming(page)
+    page.evaluate("() => Object.defineProperty(document, 'hidden', { get: () => true })")
+    expect(page).to_have_title("● Finished · slow 20 · Holdfast")
+    assert page.evaluate("told") == [["slow 20", "The answer is complete."]]

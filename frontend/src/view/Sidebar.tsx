@@ -1,7 +1,7 @@
 import { useState } from "react";
 import { api, type Session } from "../core/api";
 import { inWords } from "./browser";
-import type { User } from "./hooks";
+import { type User, useNotifications } from "./hooks";
 import { SessionRow } from "./SessionRow";
 
 interface Props {
@@ -72,6 +72,7 @@ export function Sidebar(props: Props) {
 
 function SidebarFooter({ isDark, onTheme, onKeys, me, attempt }: Props & { attempt: (work: Promise<unknown>) => void }) {
   const theme = isDark ? "light" : "dark";
+  const ask = useNotifications();
   return (
     <footer>
       <span className="who" title={me.role}>
@@ -80,6 +81,11 @@ function SidebarFooter({ isDark, onTheme, onKeys, me, attempt }: Props & { attem
       {me.name !== "local" && (
         <button type="button" className="quiet" onClick={() => attempt(api.logout().then(() => location.reload()))}>
           Sign out
+        </button>
+      )}
+      {ask && (
+        <button type="button" className="quiet" onClick={ask} aria-label="Notify me when an answer is complete" title="Notify me when an answer is complete">
+          ◔
         </button>
       )}
       <button type="button" className="quiet" onClick={onTheme} aria-label={`Switch to ${theme} theme`} title={`Switch to ${theme} theme`}>

@@ -85,15 +85,32 @@ export function useUnread(sessions: Session[], current: string | null): Readonly
   return unread;
 }
 
+function notify(title: string, body: string): void {
+  if (!("Notification" in window) || Notification.permission !== "granted") return;
+  const notification = new Notification(title || "Holdfast", { body, tag: location.pathname });
+  notification.onclick = () => window.focus();
+}
+
+/** Asks for the right to notify; null where there is nothing to ask. */
+export function useNotifications(): (() => void) | null {
+  const [permission, setPermission] = useState(() => ("Notification" in window ? Notification.permission : "denied"));
+  if (permission !== "default") return null;
+  return () => void Notification.requestPermission().then(setPermission);
+}
+
 const UNSEEN = { ended: "● Finished · ", asked: "● Waits for you · " };
 
-/** The session's title in the tab, and a sign when a run ended or asks while the tab was hidden. */
+/** The session's title in the tab; a sign there, and a notification, when a run ended or asks while the tab was hidden. */
 export function usePageTitle(title: string, onChange: () => void): void {
   const [unseen, setUnseen] = useState("");
+  const shown = useRef(title);
+  shown.current = title;
   useEffect(() => {
     chat.onChange((what) => {
       onChange();
-      if (what !== "changed" && document.hidden) setUnseen(UNSEEN[what]);
+      if (what === "changed" || !document.hidden) return;
+      setUnseen(UNSEEN[what]);
+      notify(shown.current, what === "asked" ? "It waits for your approval." : "The answer is complete.");
     });
     const seen = () => !document.hidden && setUnseen("");
     document.addEventListener("visibilitychange", seen);

@@ -4,20 +4,31 @@ import { chat } from "../browser";
 
 /** What waits while a run goes: in order, and changed from any tab. */
 export function Queue({ items }: { items: QueueItem[] }) {
+  const [dragged, setDragged] = useState<QueueItem | null>(null);
   return (
     <section className="queue" aria-label="Queue" data-testid="queue">
       <h2>Waiting: {items.length}</h2>
       <ol>
         {items.map((item) => (
-          <Item key={item.task} item={item} isLast={item.position === items.length} />
+          <Item key={item.task} item={item} isLast={item.position === items.length} dragged={dragged} onDrag={setDragged} />
         ))}
       </ol>
     </section>
   );
 }
 
-function Item({ item, isLast }: { item: QueueItem; isLast: boolean }) {
+interface ItemProps {
+  item: QueueItem;
+  isLast: boolean;
+  /** What is being dragged to another place. */
+  dragged: QueueItem | null;
+  onDrag: (item: QueueItem | null) => void;
+}
+
+function Item({ item, isLast, dragged, onDrag }: ItemProps) {
   const [isEditing, setEditing] = useState(false);
+  const [isOver, setOver] = useState(false);
+  const isTarget = dragged !== null && dragged.task !== item.task;
   const words = item.content || "(continue)";
   const canMove = (by: number) => item.position + by >= 1 && !(isLast && by > 0);
   const move = (by: number) => void chat.changeQueue("move", item, { position: item.position + by });
@@ -32,7 +43,29 @@ function Item({ item, isLast }: { item: QueueItem; isLast: boolean }) {
     if (text.trim() && text !== item.content) void chat.changeQueue("edit", item, { content: text });
   };
   return (
-    <li data-testid="queued" data-position={item.position} onKeyDown={onKey}>
+    <li
+      className={isTarget && isOver ? "over" : ""}
+      data-testid="queued"
+      data-position={item.position}
+      draggable={!isEditing}
+      onDragStart={(event) => {
+        event.dataTransfer.effectAllowed = "move";
+        onDrag(item);
+      }}
+      onDragEnd={() => onDrag(null)}
+      onDragOver={(event) => {
+        if (!isTarget) return;
+        event.preventDefault();
+        setOver(true);
+      }}
+      onDragLeave={() => setOver(false)}
+      onDrop={(event) => {
+        event.preventDefault();
+        setOver(false);
+        if (isTarget) void chat.changeQueue("move", dragged, { position: item.position });
+      }}
+      onKeyDown={onKey}
+    >
       <span className="position">{item.position}</span>
       {isEditing ? (
         <Editor text={item.content} onDone={done} onLeave={() => setEditing(false)} />
