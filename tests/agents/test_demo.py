@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 from holdfast.agents.demo import GO_ON, SLOW_S, WORDS, DemoFailure, demo, make_demo, script
-from holdfast.agents.turn import AgentEvent, CancelToken, HistoryMessage, Reasoning, Text, Turn, TurnUser, Usage
+from holdfast.agents.turn import (
+    AgentEvent,
+    CancelToken,
+    HistoryAction,
+    HistoryMessage,
+    Reasoning,
+    Text,
+    Turn,
+    TurnUser,
+    Usage,
+)
 
 
 class Pauses:
@@ -214,6 +224,12 @@ async def test_a_failure_is_met_again_on_a_hand_over_but_passed_when_continued()
 async def test_continuing_with_nothing_left_says_so() -> None:
     history = (HistoryMessage("user", "fail after 1"), HistoryMessage("assistant", "The ", "error"))
     assert await answer("", *history) == GO_ON
+
+
+async def test_nothing_more_is_said_when_all_that_was_left_was_decided() -> None:
+    done = HistoryAction("a", "bash", {"command": "ls"}, "denied", "denied")
+    history = [HistoryMessage("user", "ask ls"), HistoryMessage("assistant", "", None, (done,))]
+    assert await answer("", *history) == ""
 
 
 async def test_usage_comes_last() -> None:

@@ -106,7 +106,7 @@ def make_demo(pause: Pause = pause) -> Agent:
                 words += 1
             if wait_s or step % _BREATH == 0:
                 await pause(turn.cancelled, wait_s)
-        if place.continues and not words:
+        if place.continues and not words and not _was_asked(turn):
             yield Text(GO_ON)
         yield Usage(len(place.prompt.split()), words, "demo")
 
@@ -176,6 +176,11 @@ class _Place:
     done: int = 0
     continues: bool = False
     failed: bool = False
+
+
+def _was_asked(turn: Turn) -> bool:
+    """Whether the turn goes on because a person has decided about what the last message was to do."""
+    return bool(turn.history) and bool(turn.history[-1].actions) and turn.history[-1].cut is None
 
 
 def _find_place(turn: Turn) -> _Place:
