@@ -136,6 +136,7 @@ class TestApprovals:
         expect(approval(page)).to_have_count(0)
         complete(page)
         expect(page.locator("[data-testid=session][data-waiting=true]")).to_have_count(0)
+        shoot(page, "approved")
 
     def test_deny_with_a_reason(self, page: Page) -> None:
         say(page, "ask echo denied")

@@ -31,6 +31,8 @@ export const MessageView = memo(function MessageView(props: Props) {
   if (message.role === "user") return <Said message={message} isUnanswered={props.isUnanswered} />;
   const { metadata } = message;
   const isStopped = metadata.cancelled || (props.isLast && wasStopped(message));
+  /** It only carried out what a person had decided, and had nothing to add. */
+  const isSilent = message.content === "" && message.actions.length === 0 && !metadata.reasoning;
   const isCut = isStopped || metadata.has_error || metadata.interrupted;
   return (
     <article
@@ -46,7 +48,7 @@ export const MessageView = memo(function MessageView(props: Props) {
       {metadata.reasoning && <Reasoning text={metadata.reasoning} isOpen={metadata.streaming && message.content === "" && message.actions.length === 0} />}
       <Content {...props} />
       {isCut && <Cut {...props} isStopped={isStopped} />}
-      {!metadata.streaming && <Footer message={message} />}
+      {!metadata.streaming && !isSilent && <Footer message={message} />}
     </article>
   );
 });
@@ -85,7 +87,7 @@ function Said({ message, isUnanswered }: { message: Message; isUnanswered: boole
       <UserText text={message.content} />
       {isUnanswered && <p className="unanswered" data-testid="unanswered">Stopped before it was answered</p>}
       <footer>
-        <CopyButton text={message.content} label="Copy" />
+        {message.content !== "" && <CopyButton text={message.content} label="Copy" />}
         <Clock at={message.created_at} />
       </footer>
     </article>
