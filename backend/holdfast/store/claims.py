@@ -103,11 +103,12 @@ async def _start(tx: Tx, task: RowMapping, node: str, agent: str) -> Claim:
     if not resumed:
         values["started_at"] = tx.now
     await tx.conn.execute(update(tasks).where(tasks.c.id == run).values(**values))
+    prompt = await texts.prompt_of(tx, task)
     if resumed:
         told = ev.Custom(name="run.resumed", value={"attempt": attempt})
         records = await tx.append(session, [(run, attempt, told)])
     else:
-        started = await texts.started_event(tx, task, agent)
+        started = texts.started_event(task, prompt, agent)
         opened = ev.TextMessageStart(
             message_id=task["message_id"], role="assistant", metadata=fresh_metadata(streaming=True)
         )
@@ -120,7 +121,7 @@ async def _start(tx: Tx, task: RowMapping, node: str, agent: str) -> Claim:
         user=task["user_id"],
         attempt=attempt,
         message=task["message_id"],
-        prompt=await texts.prompt_of(tx, task),
+        prompt=prompt,
         parent=task["parent_task_id"],
         resumed=resumed,
         head=records[-1].seq,

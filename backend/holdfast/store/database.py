@@ -116,6 +116,8 @@ class Tx:
 
     async def head(self, session: str) -> int:
         """The seq of the last event of a session, 0 when there is none."""
+        if mine := self.appended.get(session):
+            return mine[-1].seq  # Nobody can write behind that before this transaction is over.
         found = await self.conn.scalar(select(func.max(events.c.seq)).where(events.c.session_id == session))
         return found or 0
 

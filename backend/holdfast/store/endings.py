@@ -108,7 +108,7 @@ async def tell_cancelled(tx: Tx, session: str) -> None:
 
 async def tell_started_and_ended(tx: Tx, task: RowMapping) -> None:
     """The start and the cancelled end of a run that never ran, and the results of what it was to carry out."""
-    told: list[ev.Event] = [await texts.started_event(tx, task, None)]
+    told: list[ev.Event] = [texts.started_event(task, await texts.prompt_of(tx, task), None)]
     if task["input_message_id"] is None:
         told += await actions.close_open(tx, task["session_id"], "cancelled")
     told.append(_end_event(tx, task, End(outcome="cancelled")))

@@ -79,12 +79,12 @@ async def prompt_of(tx: Tx, task: RowMapping) -> str:
     return await tx.conn.scalar(content) or ""
 
 
-async def started_event(tx: Tx, task: RowMapping, agent: str | None) -> ev.RunStarted:
+def started_event(task: RowMapping, prompt: str, agent: str | None) -> ev.RunStarted:
     """The event that begins a run, with the user's message; without an agent, of one that never ran."""
     session, run = task["session_id"], task["id"]
     said: tuple[ev.UserMessage, ...] = ()
     if task["input_message_id"] is not None:
-        said = (ev.UserMessage(task["input_message_id"], await prompt_of(tx, task)),)
+        said = (ev.UserMessage(task["input_message_id"], prompt),)
     metadata: dict[str, Any] = {"attempt": task["attempt"] + 1}
     if agent is not None:
         metadata |= {"message": task["message_id"], "agent": agent}
