@@ -91,6 +91,13 @@ class Settings:
         86400.0, "A question that nobody answers for so long is denied; 0 waits for ever.", low=0, high=31_536_000
     )
     tool_memory_mb: int = _setting(1024, "Memory of each process of a command, in MiB.", low=32, high=1_048_576)
+    tool_total_memory_mb: int = _setting(
+        0,
+        "Memory of all processes of a command together, in MiB, by control groups. 0: on version 2 of these"
+        " twice that of one process; on version 1, where entering a group makes starts slower, no limit.",
+        low=0,
+        high=1_048_576,
+    )
     tool_processes: int = _setting(128, "Processes of all commands of a session.", low=4, high=100_000)
     tool_output_mb: int = _setting(
         512, "Output of one command that is kept, in MiB; a command that says more is stopped.", low=1, high=1_048_576

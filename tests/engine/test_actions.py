@@ -13,6 +13,7 @@ from holdfast.agents.builtin import BUILTIN
 from holdfast.agents.tools import ToolContext, ToolResult, tool
 from holdfast.agents.turn import HistoryMessage
 from holdfast.domain.users import User
+from holdfast.engine import cgroups
 from holdfast.engine.engine import Engine
 from holdfast.store import transcripts
 from holdfast.store.tables import actions, processes, sessions
@@ -338,6 +339,24 @@ class TestCommands:
         assert told["link"].endswith("/b/output")
         assert sum(len(json.dumps(r)) for r in talk.follower.records) < 2_000_000
         assert engine.workshop.output(session, "b").stat().st_size <= 3 << 20
+
+    async def test_the_memory_of_all_its_processes_together_is_limited(
+        self, make_engine: MakeEngine, user: User, session: str, puppet: Puppet
+    ) -> None:
+        if not (cgroups.limit_memory() or cgroups.memory_parents()):
+            pytest.skip("this machine gives no control group for memory")
+        hog = "for i in 1 2 3 4; do (head -c 40000000 /dev/zero | tail -c 40000000 | wc -c; sleep 1) & done; wait"
+        outputs: list[str] = []
+        for total in (0, 96):
+            engine = await make_engine(puppet, tool_total_memory_mb=total)
+            talk = await Talk(engine, user, session, puppet).begin()
+            result = puppet.bash(hog)
+            await talk.end()
+            await engine.stop()
+            outputs.append(str((await result).output))
+        assert outputs[0].count("40000000") == 4
+        assert outputs[1].count("40000000") < 4
+        assert "it ran out of memory" in outputs[1]
 
     async def test_a_command_has_a_time(self, talk: Talk, puppet: Puppet) -> None:
         result = puppet.bash("echo begun; sleep 60", timeout_s=1)

@@ -2,8 +2,8 @@
 
 A group knows exactly who belongs to a process, whatever it forked, and can end them all at once.
 Version 2 gives that and, where the service's own group is delegated to it, limits on memory and on
-the number of processes. Of version 1 only `pids` is used: there memory is limited for each process by
-itself. Groups are made below the service's own, so its own limits hold for them too.
+the number of processes. Of version 1 `pids` is used, and `memory` when a limit on it is asked for. Groups
+are made below the service's own, so its own limits hold for them too.
 """
 
 import functools
@@ -50,6 +50,8 @@ class Group:
                 _write(folder / "memory.max", str(memory_bytes))
                 _write(folder / "memory.swap.max", "0")
                 _write(folder / "memory.oom.group", "1")
+                _write(folder / "memory.limit_in_bytes", str(memory_bytes))
+                _write(folder / "memory.memsw.limit_in_bytes", str(memory_bytes))
             if processes is not None:
                 _write(folder / "pids.max", str(processes))
 
@@ -63,9 +65,10 @@ class Group:
         """What the group has used so far."""
         peak, cpu_us, kills = None, None, 0
         for folder in self.folders:
-            peak = _number(folder / "memory.peak") or peak
+            peak = _number(folder / "memory.peak") or _number(folder / "memory.max_usage_in_bytes") or peak
             cpu_us = _field(folder / "cpu.stat", "usage_usec") or cpu_us
             kills += _field(folder / "memory.events", "oom_kill") or 0
+            kills += _field(folder / "memory.oom_control", "oom_kill") or 0
         return Usage(peak, None if cpu_us is None else cpu_us / 1e6, kills > 0)
 
     def remove(self) -> bool:
@@ -83,7 +86,7 @@ class Group:
 def make(name: str, *, memory_bytes: int | None, processes: int | None) -> Group | None:
     """A new group; None when this machine gives none to this user."""
     folders: list[Path] = []
-    for parent in parents():
+    for parent in (*parents(), *(memory_parents() if memory_bytes is not None else ())):
         folder = parent / f"{_PREFIX}{name}"
         with suppress(OSError):
             folder.mkdir()
@@ -97,29 +100,48 @@ def make(name: str, *, memory_bytes: int | None, processes: int | None) -> Group
 
 def find(name: str) -> Group | None:
     """The group of that name, made by this service or by one before it; None when there is none."""
-    folders = [folder for parent in parents() if (folder := parent / f"{_PREFIX}{name}").is_dir()]
+    places = (parent / f"{_PREFIX}{name}" for parent in (*parents(), *memory_parents()))
+    folders = [folder for folder in places if folder.is_dir()]
     return Group(tuple(folders)) if folders else None
 
 
 @functools.cache
 def parents() -> tuple[Path, ...]:
     """The folders in which groups are made: of version 2, and of the `pids` of version 1."""
+    return (*(folder for own in _hierarchies("") for folder in _writable(_delegated(own))), *_version_1("pids"))
+
+
+@functools.cache
+def memory_parents() -> tuple[Path, ...]:
+    """Where version 1 limits memory, on a machine where version 2 does not."""
+    return () if limit_memory() else _version_1("memory")
+
+
+def _version_1(controller: str) -> tuple[Path, ...]:
+    return tuple(folder for own in _hierarchies(controller) for folder in _writable(own))
+
+
+def _writable(folder: Path) -> tuple[Path, ...]:
+    return (folder,) if os.access(folder, os.W_OK) else ()
+
+
+def _hierarchies(controller: str) -> list[Path]:
+    """The service's own group, wherever that controller is mounted; of version 2 under the empty name."""
     own = _own_paths()
-    found: list[Path] = []
+    found: dict[Path, None] = {}
     for line in _lines("/proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         root, mount = before.split()[3:5]
         kind, _, options = after.split(" ", 2)
-        if kind == "cgroup2" and "" in own:
-            found.append(_delegated(_below(mount, root, own[""])))
-        elif kind == "cgroup" and "pids" in options.split(",") and "pids" in own:
-            found.append(_below(mount, root, own["pids"]))
-    return tuple(dict.fromkeys(folder for folder in found if os.access(folder, os.W_OK)))
+        is_it = kind == "cgroup" and controller in options.split(",") if controller else kind == "cgroup2"
+        if is_it and controller in own:
+            found[_below(mount, root, own[controller])] = None
+    return list(found)
 
 
 @functools.cache
 def limit_memory() -> bool:
-    """Whether the groups of this machine limit the memory of a family."""
+    """Whether the groups of version 2 limit the memory of a family here."""
     return any("memory" in line.split() for parent in parents() for line in _lines(f"{parent}/cgroup.subtree_control"))
 
 

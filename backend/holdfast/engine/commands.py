@@ -106,7 +106,8 @@ class Commands:
             env=wrapped.env,
             cwd="/" if self._workshop.sandbox.confined else folder.root,
             on_output=output.take,
-            memory_bytes=limits.memory_bytes * 2,
+            memory_bytes=self._workshop.total_memory_bytes
+            or (limits.memory_bytes * 2 if cgroups.limit_memory() else None),
             processes=limits.processes * 2,
             grouped=not self._is_held(wrapped),
             mark=mark,
@@ -118,8 +119,8 @@ class Commands:
         A process namespace ends all of a command at once, and a user of its own has a limit of its own on
         processes; what is left is memory, where this machine's groups limit that.
         """
-        sandbox = self._workshop.sandbox
-        return sandbox.ends_together and wrapped.uid is not None and not cgroups.limit_memory()
+        limits_memory = cgroups.limit_memory() or self._workshop.total_memory_bytes is not None
+        return self._workshop.sandbox.ends_together and wrapped.uid is not None and not limits_memory
 
     async def _tell_started(self, process: Process, mark: str) -> None:
         found = process.identity

@@ -42,6 +42,7 @@ class Workshop:
         self.boot_id = boot_id()
         self.kill_grace_s = settings.kill_grace_s
         self.output_bytes = settings.tool_output_mb << 20
+        self.total_memory_bytes = settings.tool_total_memory_mb << 20 or None
         self.approval_timeout_s = settings.approval_timeout_s or None
         self.limits = Limits(memory_bytes=settings.tool_memory_mb << 20, processes=settings.tool_processes)
         self._wanted: Any = settings.sandbox
