@@ -156,11 +156,9 @@ def test_a_program_is_killed_with_the_service_however_that_ends() -> None:
     ],
 )
 async def test_a_server_that_cannot_be_had_is_told_in_one_line(server: McpServer, words: str) -> None:
+    is_silent = server.command == "sleep"
+    servers, start_s = ([server], 1.0) if is_silent else ([STDIO, server], 10.0)
     with pytest.raises(McpUnavailable, match=re.escape(words)) as caught:
-        if server.command == "sleep":
-            servers, start_s = [server], 1.0
-        else:
-            servers, start_s = [STDIO, server], 10.0
         async with connected(servers, start_s=start_s):
             pass
     assert "\n" not in str(caught.value)
