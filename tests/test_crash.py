@@ -97,12 +97,8 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-async def test_kill_9_in_the_middle_of_a_command_leaves_nothing_but_the_record(
-    make_server: MakeServer, database_url: str, kind: str
-) -> None:
-    await migrated(database_url)
-    server = make_server("--database-url", database_url, "--tool-memory-mb", "64", "--tool-processes", "32")
+async def killed_in(server: ServerProcess, kind: str) -> tuple[str, str, list[dict[str, Any]]]:
+    """`kill -9` in the middle of a hostile command: the session, the command's tag, what a client had seen."""
     tag = f"hostile-{kind}-{os.getpid()}-{server.port}"
     session = await new_session(server)
     script = f"TAG={tag}; export TAG; echo begun; {HOSTILE[kind]}"
@@ -110,11 +106,20 @@ async def test_kill_9_in_the_middle_of_a_command_leaves_nothing_but_the_record(
         await client.ask("subscribe", session=session)
         await client.ask("send", session=session, content=f"run exec -a {tag} bash -c {shlex.quote(script)} {tag}")
         await client.wait_event(session, lambda e: "begun" in str(e["event"].get("value")))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # Bombs and hogs are to get going.
         assert alive(tag)
         server.kill9()
         await client.wait_closed()
-        seen = client.events[session]
+        return session, tag, client.events[session]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_kill_9_in_the_middle_of_a_command_leaves_nothing_but_the_record(
+    make_server: MakeServer, database_url: str, kind: str
+) -> None:
+    await migrated(database_url)
+    server = make_server("--database-url", database_url, "--tool-memory-mb", "64", "--tool-processes", "32")
+    session, tag, seen = await killed_in(server, kind)
     await all_gone(tag)
     server.start()
     async with http(server.base_url) as client:
@@ -138,16 +143,7 @@ async def test_kill_9_in_the_middle_of_a_command_leaves_nothing_but_the_record(
 async def test_what_a_weaker_sandbox_lets_live_is_ended_by_the_next_start(make_server: MakeServer, kind: str) -> None:
     """Without a process namespace the kernel ends only the first process with the service."""
     server = make_server("--sandbox", "landlock", "--kill-grace-s", "0.5")
-    tag = f"hostile-{kind}-{os.getpid()}-{server.port}"
-    session = await new_session(server)
-    script = f"TAG={tag}; export TAG; echo begun; {HOSTILE[kind]}"
-    async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
-        await client.ask("send", session=session, content=f"run exec -a {tag} bash -c {shlex.quote(script)} {tag}")
-        await client.wait_event(session, lambda e: "begun" in str(e["event"].get("value")))
-        await asyncio.sleep(0.3)
-        assert alive(tag)
-        server.kill9()
+    _, tag, _ = await killed_in(server, kind)
     server.start()
     await all_gone(tag)
     assert server.stop() == 0

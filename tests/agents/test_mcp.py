@@ -49,6 +49,16 @@ async def patiently(server: McpServer) -> AsyncGenerator[Toolbox, None]:
     raise AssertionError("the server does not start")
 
 
+def servers_alive() -> list[int]:
+    """The servers over stdio that this process has."""
+    found: list[int] = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # One that has ended has no command line.
+            if child.cmdline()[-1:] == ["stdio"]:
+                found.append(child.pid)
+    return found
+
+
 def context() -> ToolContext:
     async def never(*args: Any, **more: Any) -> Any:
         raise AssertionError
@@ -109,10 +119,12 @@ async def test_a_program_that_dies_in_a_call_is_started_again_for_the_next() -> 
         assert await call(toolbox, "here_add", a=1, b=2) == ToolResult({"result": 3})
 
 
-async def test_a_call_that_is_cancelled_ends_and_leaves_the_server_usable() -> None:
+async def test_a_call_that_is_cancelled_ends_and_leaves_the_server_usable(tmp_path: Path) -> None:
+    sign = tmp_path / "called"
     async with connected([STDIO]) as toolbox:
-        waiting = asyncio.create_task(call(toolbox, "here_wait"))
-        await asyncio.sleep(0.2)
+        waiting = asyncio.create_task(call(toolbox, "here_wait", sign=str(sign)))
+        while not sign.exists():
+            await asyncio.sleep(0.01)
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
@@ -163,7 +175,7 @@ async def test_a_server_that_cannot_be_had_is_told_in_one_line(server: McpServer
             pass
     assert "\n" not in str(caught.value)
     assert "'x'" in str(caught.value)
-    assert not [child for child in psutil.Process().children() if child.cmdline()[-1:] == ["stdio"]]
+    assert not servers_alive()
 
 
 async def test_a_name_that_is_taken_is_told() -> None:

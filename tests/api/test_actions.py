@@ -17,19 +17,6 @@ from tests.support.server import ServerProcess
 MakeServer = Callable[..., ServerProcess]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    server = ServerProcess("--commands-per-second", "1000", data_dir=tmp_path_factory.mktemp("data")).start()
-    yield server
-    server.end()
-
-
-@pytest.fixture
-async def api(shared: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
-    async with http(shared.base_url) as client:
-        yield client
-
-
 @pytest.fixture
 async def session(api: httpx2.AsyncClient) -> str:
     return str((await api.post("/api/sessions")).json()["id"])

@@ -1,7 +1,7 @@
 """The HTTP API against a real server: sessions, messages, runs, errors, credentials, documents."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -22,19 +22,6 @@ from tests.support.client import Client, http
 from tests.support.server import ServerProcess
 
 MakeServer = Callable[..., ServerProcess]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    server = ServerProcess(data_dir=tmp_path_factory.mktemp("data")).start()
-    yield server
-    server.end()
-
-
-@pytest.fixture
-async def api(shared: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
-    async with http(shared.base_url) as client:
-        yield client
 
 
 async def ended(api: httpx2.AsyncClient, run: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from mcp.server.mcpserver import MCPServer
@@ -36,8 +37,9 @@ def process() -> int:
 
 
 @server.tool()
-async def wait() -> str:
-    """Never end."""
+async def wait(sign: str) -> str:
+    """Make the file `sign`, and never end."""
+    Path(sign).touch()
     await asyncio.Event().wait()
     return "never"
 

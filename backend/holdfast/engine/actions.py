@@ -103,25 +103,25 @@ class Actions:
 
     async def call(self, name: str, args: dict[str, Any], *, id: str | None = None, ask: bool = False) -> ToolResult:
         """See `Tools`."""
-        tool = self.toolbox.get(name)
+        call, tool = ToolCall(name, args, id), self.toolbox.get(name)
         if tool is None:
-            return await self._refuse(ToolCall(name, args, id), self.toolbox.unknown_tool(name), "failed")
+            return await self._refuse(call, self.toolbox.unknown_tool(name), "failed")
         rule = self._rule(name, tool)
         if rule.approval == "never":
-            return await self._refuse(ToolCall(name, args, id), f"Denied: {rule.why}", "denied")
+            return await self._refuse(call, f"Denied: {rule.why}", "denied")
         if self._asks(rule, name) or (ask and not await self._is_granted(name)):
-            await self.ask([ToolCall(name, args, id)])
-        return await self._shielded(self._do(ToolCall(name, args, id), tool, None))
+            await self.ask([call])
+        return await self._shielded(self._do(call, tool, None))
 
     async def perform(self, name: str, args: dict[str, Any], work: Work, *, id: str | None = None) -> ToolResult:
         """See `Tools`."""
-        rule = self._rule(name, None)
+        call, rule = ToolCall(name, args, id), self._rule(name, None)
         if rule.approval == "never":
-            return await self._refuse(ToolCall(name, args, id), f"Denied: {rule.why}", "denied")
+            return await self._refuse(call, f"Denied: {rule.why}", "denied")
         if self._asks(rule, name):
             words = f"Denied: {rule.why}, and nobody can be asked about a tool that the agent keeps to itself"
-            return await self._refuse(ToolCall(name, args, id), words, "denied")
-        return await self._shielded(self._do(ToolCall(name, args, id), None, work))
+            return await self._refuse(call, words, "denied")
+        return await self._shielded(self._do(call, None, work))
 
     async def ask(self, calls: Sequence[ToolCall]) -> NoReturn:
         """See `Tools`."""

@@ -215,7 +215,8 @@ class Process:
         counted = await self._family.forget()
         _reap_orphans()
         took_ms = round((time.monotonic() - self._asked_at) * 1000) if self._stop_asked.is_set() else 0
-        log.info("process %d: %s with %s after %d ms", self.pid, how, code, took_ms)
+        asked = f", {took_ms} ms after it was asked to stop" if self._stop_asked.is_set() else ""
+        log.info("process %d: %s with %s%s", self.pid, how, code, asked)
         peak = _peak_bytes(usage)
         cpu_s = usage and usage.ru_utime + usage.ru_stime
         return Ending(

@@ -135,7 +135,7 @@ async def close_message(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
         metadata["error"] = {"code": end.error["code"], "id": end.error["id"]}
     if end.outcome == "cancelled":
         metadata["cancel"] = _cancel_of(tx, task, end)
-    tail = end.tail if end.tail is not None else await texts.said_since(tx.conn, row)
+    tail = end.tail if end.tail is not None else await texts.tail(tx.conn, row["id"])
     await tx.conn.execute(
         update(messages)
         .where(messages.c.id == row["id"])

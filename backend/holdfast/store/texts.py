@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.domain import events as ev
@@ -13,7 +13,7 @@ from holdfast.domain.transcript import fresh_metadata
 from holdfast.store import actions
 from holdfast.store.actions import Owner
 from holdfast.store.database import Tx
-from holdfast.store.tables import events, messages, tasks
+from holdfast.store.tables import messages, tasks
 
 
 async def checkpoint(
@@ -107,21 +107,22 @@ async def take_place(tx: Tx, task: RowMapping, seq: int) -> None:
         )
 
 
-async def said_since(conn: AsyncConnection, message: RowMapping) -> str:
-    """The deltas of a message that its row does not hold yet."""
-    statement = (
-        select(events.c.data)
-        .where(
-            events.c.session_id == message["session_id"],
-            events.c.seq > message["content_seq"],
-            events.c.task_id == message["task_id"],
-            events.c.type == "TEXT_MESSAGE_CONTENT",
-        )
-        .order_by(events.c.seq)
-    )
-    deltas: list[str] = []
-    for data in await conn.scalars(statement):
-        event = ev.decode(data)
-        if isinstance(event, ev.TextMessageContent):
-            deltas.append(event.delta)
-    return "".join(deltas)
+_TAIL = {
+    "sqlite": """
+        SELECT group_concat(json_extract(e.data, '$.delta'), '')
+        FROM (SELECT data FROM events, (SELECT * FROM messages WHERE id = :id) m
+              WHERE events.session_id = m.session_id AND events.seq > m.content_seq
+                AND events.task_id = m.task_id AND events.type = 'TEXT_MESSAGE_CONTENT'
+              ORDER BY events.seq) e
+    """,
+    "postgresql": """
+        SELECT string_agg(e.data::json ->> 'delta', '' ORDER BY e.seq)
+        FROM events e JOIN messages m ON m.id = :id AND e.session_id = m.session_id
+        WHERE e.seq > m.content_seq AND e.task_id = m.task_id AND e.type = 'TEXT_MESSAGE_CONTENT'
+    """,
+}
+
+
+async def tail(conn: AsyncConnection, message_id: str) -> str:
+    """The text that a message's row does not hold yet, joined by the database."""
+    return await conn.scalar(text(_TAIL[conn.dialect.name]), {"id": message_id}) or ""

@@ -12,7 +12,7 @@ from holdfast.domain.actions import Action
 from holdfast.domain.tasks import ACTIVE, TERMINAL, RunStatus, TaskState, run_status
 from holdfast.domain.transcript import ActiveRun, Message, Transcript
 from holdfast.store import actions as actions_store
-from holdfast.store import approvals, queue
+from holdfast.store import approvals, queue, texts
 from holdfast.store.database import Database
 from holdfast.store.tables import actions, events, messages, tasks
 
@@ -105,7 +105,7 @@ async def _newest(conn: AsyncConnection, session: str) -> tuple[list[Message], b
 async def _message(conn: AsyncConnection, row: Any) -> Message:
     content, metadata = row["content"], row["metadata"]
     if row["streaming"]:
-        content += await _tail(conn, row["id"])
+        content += await texts.tail(conn, row["id"])
         if reasoning := await _reasoning(conn, row):
             metadata = {**metadata, "reasoning": metadata.get("reasoning", "") + reasoning}
     if row["seq"] is None:
@@ -120,27 +120,6 @@ async def _message(conn: AsyncConnection, row: Any) -> Message:
         row["task_id"],
         [],
     )
-
-
-_TAIL = {
-    "sqlite": """
-        SELECT group_concat(json_extract(e.data, '$.delta'), '')
-        FROM (SELECT data FROM events, (SELECT * FROM messages WHERE id = :id) m
-              WHERE events.session_id = m.session_id AND events.seq > m.content_seq
-                AND events.task_id = m.task_id AND events.type = 'TEXT_MESSAGE_CONTENT'
-              ORDER BY events.seq) e
-    """,
-    "postgresql": """
-        SELECT string_agg(e.data::json ->> 'delta', '' ORDER BY e.seq)
-        FROM events e JOIN messages m ON m.id = :id AND e.session_id = m.session_id
-        WHERE e.seq > m.content_seq AND e.task_id = m.task_id AND e.type = 'TEXT_MESSAGE_CONTENT'
-    """,
-}
-
-
-async def _tail(conn: AsyncConnection, message_id: str) -> str:
-    """The deltas that the row does not hold yet, joined by the database."""
-    return await conn.scalar(text(_TAIL[conn.dialect.name]), {"id": message_id}) or ""
 
 
 async def _reasoning(conn: AsyncConnection, row: Any) -> str:

@@ -80,9 +80,8 @@ class Chat:
                 await self._ask(run, asked, lines)
 
     async def _ask(self, run: str, asked: Frame, lines: "asyncio.Queue[str | None]") -> None:
-        tool = asked["metadata"]["tool"] if "metadata" in asked else asked["tool"]
-        args = asked["metadata"]["args"] if "metadata" in asked else asked["args"]
-        self._display.note(f"? {tool} {gist(args)}")
+        call = asked.get("metadata", asked)  # A question in a snapshot has tool and args itself.
+        self._display.note(f"? {call['tool']} {gist(call['args'])}")
         elsewhere = asyncio.ensure_future(self.resolved(asked["id"]).wait())
         try:
             while not elsewhere.done():

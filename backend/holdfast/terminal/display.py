@@ -48,9 +48,7 @@ class Display:
     def end_line(self) -> None:
         """Begin a new line, on both, where one has been begun."""
         self._break_err()
-        if self._out_column:
-            print(flush=True)
-            self._out_column = 0
+        self._break_out()
 
     def snapshot(self, messages: list[dict[str, Any]]) -> None:
         """Show what was said and done before."""
@@ -83,18 +81,12 @@ class Display:
                 self._result(event["toolCallId"], told.get("outcome"), told.get("exit_code"), event["content"])
             case "CUSTOM" if event["name"] == "action.output":
                 self._live.add(event["value"]["toolCallId"])
-                self.end_line_of_answer()
+                self._break_out()
                 self._err(harmless(event["value"]["text"]))
             case "CUSTOM" if event["name"] == "history.shortened":
                 self.note("[older parts of this conversation are left out of what the model sees]")
             case _:
                 pass
-
-    def end_line_of_answer(self) -> None:
-        """Begin a new line of standard output where one has been begun."""
-        if self._out_column:
-            print(flush=True)
-            self._out_column = 0
 
     def _begun(self, action: str) -> None:
         try:
@@ -105,7 +97,6 @@ class Display:
 
     def _result(self, action: str, outcome: str | None, exit_code: int | None, output: str) -> None:
         if action not in self._live and output:
-            self._break_err()
             shown = output if len(output) <= RESULT_CHARS else f"{output[:RESULT_CHARS]}\n..."
             self.note("\n".join(f"  {line}" for line in shown.splitlines()))
         self._live.discard(action)
@@ -115,6 +106,11 @@ class Display:
     def _err(self, text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
         self._err_column = 0 if text.endswith("\n") else 1
+
+    def _break_out(self) -> None:
+        if self._out_column:
+            print(flush=True)
+            self._out_column = 0
 
     def _break_err(self) -> None:
         if self._err_column:

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 from holdfast.store import tables
 from holdfast.store.schema import new_epoch
@@ -197,4 +198,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """There is nothing before it."""
-    raise NotImplementedError("drop the database")
+    raise CommandError("drop the database")

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 from holdfast.store import tables
 
@@ -99,4 +100,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """There is no way back: the table of actions had no room for what it now holds."""
-    raise NotImplementedError("restore a backup that the older version has made")
+    raise CommandError("restore a backup that the older version has made")
