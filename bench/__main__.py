@@ -118,7 +118,7 @@ async def long_message(database: Database) -> list[Row]:
     await database.transact(lambda tx: runs.send(tx, user, session, "x", key=None, if_busy="queue", ids=ids))
     node = nodes.NodeIdentity(new_id(), "h", "b", 1, "1")
     await database.transact(lambda tx: nodes.register(tx, node, 3600))
-    claim = (await database.transact(lambda tx: claims.claim(tx, node.id, "b", limit=1, per_user=9)))[0]
+    claim = (await database.transact(lambda tx: claims.claim(tx, node.id, "b", limit=1, per_user=9))).runs[0]
     writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
     prefix = ev.chunk_prefix(claim.message)
     delta = "0123456789abcdef" * 4

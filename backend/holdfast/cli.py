@@ -1,4 +1,4 @@
-"""The command line: `holdfast serve | chat | migrate | token | user | doctor | export | import`."""
+"""The command line: `holdfast serve | chat | job | migrate | token | user | doctor | export | import`."""
 
 import argparse
 import asyncio
@@ -47,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
 
     chat = _command(commands, "chat", "a chat in the terminal", _chat)
-    chat.add_argument("--url", default=None, help="the server (default: http://127.0.0.1:8000)")
-    chat.add_argument("--token", default=os.environ.get("HOLDFAST_TOKEN"), help="a token ($HOLDFAST_TOKEN)")
+    _add_server(chat)
     chat.add_argument("--session", help="go on with this session")
     chat.add_argument(
         "--approve",
@@ -58,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("message", nargs="*", help="say this, wait for the answer, and end")
 
+    _add_jobs(commands)
     migrate = _command(commands, "migrate", "bring the schema to the newest version", _migrate, database=True)
     migrate.add_argument("--check", action="store_true", help="only say whether it is; 1 when it is not")
     migrate.add_argument("--sql", action="store_true", help="only print the SQL")
@@ -91,6 +91,61 @@ def _command(
 def _add_setting(parser: argparse.ArgumentParser, entry: Any) -> None:
     text = entry.metadata["help"].replace("%", "%%")
     parser.add_argument(flag(entry.name), dest=entry.name, metavar=entry.name.rpartition("_")[2].upper(), help=text)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=None, help="the server ($HOLDFAST_URL; default: http://127.0.0.1:8000)")
+    parser.add_argument("--token", default=os.environ.get("HOLDFAST_TOKEN"), help="a token ($HOLDFAST_TOKEN)")
+
+
+def _add_jobs(commands: Any) -> None:
+    job = commands.add_parser("job", help="jobs of a server", description="jobs of a server")
+    jobs = job.add_subparsers(required=True, metavar="COMMAND")
+    submit = _job_command(jobs, "submit", "put a command into a queue, and print the id of its job")
+    texts: dict[str, tuple[type, str]] = {
+        "name": (str, "what it is called (default: the command)"),
+        "queue": (str, "the queue that it waits in (default: default)"),
+        "priority": (int, "from -1000 to 1000, the highest first (default: 0)"),
+        "cwd": (str, "a folder within its own, or one that the server allows"),
+        "timeout": (float, "seconds that it may take"),
+        "idle-timeout": (float, "seconds that it may be silent"),
+        "memory-mb": (int, "memory of each of its processes, in MiB"),
+        "retries": (int, "how often it is tried again when it fails (default: 0)"),
+        "retry-backoff": (float, "seconds before the first retry; doubled for each one after (default: 1)"),
+        "run-at": (str, "when it may start: a time such as 2026-01-31T09:00:00Z, or +30s, +5m, +2h, +1d"),
+    }
+    for name, (kind, text) in texts.items():
+        submit.add_argument(f"--{name}", type=kind, help=text)
+    submit.add_argument("--env", action="append", metavar="NAME=VALUE", help="a variable; may be given again")
+    submit.add_argument("--keep", action="store_true", help="it goes on when the service restarts")
+    submit.add_argument("--no-sandbox", action="store_true", help="for admins: run it as the service itself")
+    submit.add_argument("-f", "--follow", action="store_true", help="show its output, and end as it ends")
+    submit.add_argument("command", nargs="+", help="a program with its arguments after --, or one text for bash")
+
+    listed = _job_command(jobs, "list", "list jobs, the newest first")
+    listed.add_argument("--status", help="queued, running, completed, failed or cancelled")
+    listed.add_argument("--queue")
+    listed.add_argument("--name")
+    listed.add_argument("--limit", type=int, help="at most so many (default: 50, at most 100)")
+    listed.add_argument("--json", action="store_true", help="print them as JSON")
+    _job_command(jobs, "show", "print a job as JSON").add_argument("id")
+    logs = _job_command(jobs, "logs", "print what a job has said")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends, and end as it ends")
+    logs.add_argument("--offset", type=int, default=0, help="the first byte; below 0 it counts from the end")
+    logs.add_argument("id")
+    cancel = _job_command(jobs, "cancel", "cancel jobs, down to their last process")
+    cancel.add_argument("--reason")
+    cancel.add_argument("id", nargs="+")
+    queue = _job_command(jobs, "queue", "show a queue, or change how many of its jobs run at once")
+    queue.add_argument("--max-running", type=int, help="jobs at once; makes the queue if need be")
+    queue.add_argument("queue", nargs="?", default="default")
+
+
+def _job_command(jobs: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser = _command(jobs, name, text, _job)
+    parser.set_defaults(job=name)
+    _add_server(parser)
+    return parser
 
 
 def _add_accounts(commands: Any) -> None:
@@ -137,9 +192,18 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     from holdfast.terminal.chat import chat  # noqa: PLC0415 - the other commands need no client
 
-    url = arguments.url or os.environ.get("HOLDFAST_URL") or "http://127.0.0.1:8000"
     message = " ".join(arguments.message) or None
-    return asyncio.run(chat(url, arguments.token, arguments.session, message, arguments.approve))
+    return asyncio.run(chat(_url(arguments), arguments.token, arguments.session, message, arguments.approve))
+
+
+def _job(arguments: argparse.Namespace) -> int:
+    from holdfast.terminal import jobs  # noqa: PLC0415 - the other commands need no client
+
+    return jobs.run(arguments, _url(arguments))
+
+
+def _url(arguments: argparse.Namespace) -> str:
+    return arguments.url or os.environ.get("HOLDFAST_URL") or "http://127.0.0.1:8000"
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

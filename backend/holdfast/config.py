@@ -32,6 +32,19 @@ def approvals_of(text: str) -> dict[str, Literal["always", "ask", "never"]]:
     return rules
 
 
+def folders_of(text: str) -> tuple[Path, ...]:
+    """The folders that `job_folders` lists, without symbolic links.
+
+    Raises:
+        ValueError: one is not absolute, or not there.
+    """
+    found = tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+    for folder in found:
+        if not folder.is_absolute() or not folder.is_dir():
+            raise ValueError(f"{folder} must be the absolute path of a folder that is there")
+    return tuple(folder.resolve() for folder in found)
+
+
 def _setting(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
@@ -82,7 +95,10 @@ class Settings:
         choices=("auto", "bubblewrap", "landlock", "off"),
     )
     unsandboxed: str = _setting(
-        "ask", "Tools that run commands, without a sandbox: asked for each time, or off.", choices=("ask", "off")
+        "ask",
+        "Without a sandbox: tools that run commands are asked for each time, or off, and jobs are refused; `allow` lets"
+        " both run as the service itself.",
+        choices=("ask", "off", "allow"),
     )
     approvals: str = _setting(
         "", "`always`, `ask` or `never` by tool, such as `bash=ask, file_write=never`.", check=approvals_of
@@ -105,6 +121,10 @@ class Settings:
     history_tokens: int = _setting(
         100_000, "About how many tokens of history a model is given; 0 is no limit.", low=0, high=100_000_000
     )
+    job_folders: str = _setting(
+        "", "Folders of this machine that jobs may work in, separated by commas; all must exist.", check=folders_of
+    )
+    max_jobs: int = _setting(64, "Jobs at once on this node, of all queues.", low=1, high=10_000)
     max_runs: int = _setting(1000, "Runs at once on this node.", low=1, high=100_000)
     max_runs_per_user: int = _setting(1000, "Runs at once of one user, on all nodes.", low=1, high=100_000)
     frame_bytes: int = _setting(256 * 1024, "The largest frame a client may send.", low=1024, high=64 * 2**20)

@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
         found = self.do(
             node.database.transact(lambda tx: claims.claim(tx, node.lease.node.id, "m", limit=limit, per_user=2))
         )
-        for claim in found:
+        for claim in found.runs:
             node.mine[claim.run] = (claim, node.journal.open(claim.session, claim.run, claim.attempt, claim.head))
             self.said.setdefault(claim.run, "")
 

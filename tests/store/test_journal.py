@@ -38,7 +38,7 @@ async def claimed(database: Database, user: User, session: str) -> Claim:
     await database.transact(lambda tx: runs.send(tx, user, session, "hi", key=None, if_busy="queue", ids=ids))
     node = nodes.NodeIdentity(new_id(), "h", "b", 1, "1")
     await database.transact(lambda tx: nodes.register(tx, node, 30))
-    found = await database.transact(lambda tx: claims.claim(tx, node.id, "demo", limit=100, per_user=100))
+    found = (await database.transact(lambda tx: claims.claim(tx, node.id, "demo", limit=100, per_user=100))).runs
     return next(claim for claim in found if claim.session == session)
 
 

@@ -1,16 +1,17 @@
 """The schema: migrations and metadata are one, plans use their indexes, newer ones are refused."""
 
 import warnings
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from holdfast.store import schema
-from holdfast.store.claims import _turn
+from holdfast.store import gates, schema
 from holdfast.store.database import Database, DatabaseUrlError, normalize_url
 from holdfast.store.schema import SchemaError
 from holdfast.store.tables import metadata
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Select, text
 
 
 def _differences(connection: Connection) -> list[object]:
@@ -58,17 +59,31 @@ def test_the_sql_can_be_printed(dialect: str) -> None:
     assert "CREATE VIEW message_contents" in printed
 
 
-async def test_claiming_reads_an_index_and_not_the_table(database: Database) -> None:
-    query = str(_turn().compile(database.writer.sync_engine, compile_kwargs={"literal_binds": True}))
+async def explained(database: Database, statement: Select[Any]) -> str:
+    """How the database carries out a query; PostgreSQL as it would with many rows."""
+    query = str(statement.compile(database.writer.sync_engine, compile_kwargs={"literal_binds": True}))
     async with database.writer.connect() as conn:
         if database.dialect == "sqlite":
-            plan = "\n".join(row[3] for row in await conn.execute(text(f"EXPLAIN QUERY PLAN {query}")))
-            assert "ix_tasks_pending" in plan
-        else:
-            await conn.execute(text("SET enable_seqscan = off"))
-            plan = "\n".join(row[0] for row in await conn.execute(text(f"EXPLAIN {query}")))
-            assert "ix_tasks_pending" in plan
-        assert "SCAN tasks\n" not in plan
+            return "\n".join(row[3] for row in await conn.execute(text(f"EXPLAIN QUERY PLAN {query}")))
+        await conn.execute(text("SET enable_seqscan = off"))
+        return "\n".join(row[0] for row in await conn.execute(text(f"EXPLAIN {query}")))
+
+
+@pytest.mark.parametrize("executor", ["agent", "process"])
+async def test_claiming_reads_indexes_and_not_the_table(database: Database, executor: str) -> None:
+    plan = await explained(database, gates.pending(executor, datetime(2026, 1, 1, tzinfo=UTC), 10).limit(16))
+    assert "ix_tasks_pending" in plan, "what waits is found in its order"
+    assert "ix_tasks_session_id_state" in plan, "the line of a session"
+    assert "SCAN tasks\n" not in plan + "\n"
+    assert "Seq Scan" not in plan
+    assert "TEMP B-TREE FOR ORDER" not in plan, "the order is that of the index: a limit reads no more than it needs"
+    assert "Sort Key: tasks.priority" not in plan, "the same"
+
+
+async def test_counting_the_use_of_gates_begins_with_the_active_tasks(database: Database) -> None:
+    plan = await explained(database, gates._usage())
+    assert "ix_tasks_node_id" in plan or "ix_tasks_user_active" in plan
+    assert "Seq Scan" not in plan
 
 
 @pytest.mark.parametrize("url", ["mysql://x/y", "nonsense", "", "redis://x"])

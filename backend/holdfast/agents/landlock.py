@@ -113,7 +113,7 @@ def main(spec: str, *command: str) -> None:
         os.setresgid(wanted["uid"], wanted["uid"], wanted["uid"])
         os.setresuid(wanted["uid"], wanted["uid"], wanted["uid"])
     _checked(_LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
-    if os.getppid() != wanted["parent"]:
+    if wanted["parent"] not in (None, os.getppid()):
         sys.exit("the service that asked for this command is gone")
     restrict(".", wanted["readable"], wanted["devices"], network=wanted["network"])
     _become(command, _environment())

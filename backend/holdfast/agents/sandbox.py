@@ -109,8 +109,13 @@ class Sandbox(Protocol):
         session: str,
         limits: Limits,
         env: Mapping[str, str] | None = None,
+        as_owner: bool = False,
+        outlives: bool = False,
     ) -> Wrapped:
         """The command, confined to `folder`, which is given to the user of the session.
+
+        With `as_owner` the command runs as the user that the folder belongs to already; with `outlives` it ends with
+        whoever starts it, which need not be the service.
 
         Raises:
             ValueError: A name in `env` is not a name of a variable, or a value has U+0000.
@@ -125,6 +130,11 @@ def uid_of(session: str) -> int | None:
         return None
     digest = hashlib.blake2b(session.encode(), digest_size=8).digest()
     return _FIRST_UID + int.from_bytes(digest, "big") % _UIDS
+
+
+def _user_of(session: str, folder: Path, *, as_owner: bool) -> int | None:
+    """The user id that a command runs under; None when the service is not root."""
+    return folder.stat().st_uid if as_owner and os.geteuid() == 0 else uid_of(session)
 
 
 class Bubblewrap:
@@ -152,9 +162,11 @@ class Bubblewrap:
         session: str,
         limits: Limits,
         env: Mapping[str, str] | None = None,
+        as_owner: bool = False,
+        outlives: bool = False,
     ) -> Wrapped:
         """See `Sandbox`."""
-        uid = uid_of(session) if self._privileged else None
+        uid = _user_of(session, folder, as_owner=as_owner) if self._privileged else None
         _give(folder, uid)
         inner, variables = _within("/work", command, env)
         if uid is not None:
@@ -213,9 +225,11 @@ class Landlock:
         session: str,
         limits: Limits,
         env: Mapping[str, str] | None = None,
+        as_owner: bool = False,
+        outlives: bool = False,
     ) -> Wrapped:
         """See `Sandbox`."""
-        uid = uid_of(session)
+        uid = _user_of(session, folder, as_owner=as_owner)
         _give(folder, uid)
         readable = [
             "/usr",
@@ -236,7 +250,7 @@ class Landlock:
             "uid": uid,
             "limits": [(which, value) for _, which, value in _resources(limits if uid else _shared(limits))],
             "network": limits.network,
-            "parent": os.getpid(),
+            "parent": None if outlives else os.getpid(),
         }
         base = {**_base_environment(str(folder)), "TMPDIR": str(folder)}
         argv = [sys.executable, "-I", "-S", landlock.__file__, json.dumps(spec), *command]
@@ -258,6 +272,8 @@ class Unconfined:
         session: str,
         limits: Limits,
         env: Mapping[str, str] | None = None,
+        as_owner: bool = False,
+        outlives: bool = False,
     ) -> Wrapped:
         """See `Sandbox`."""
         inner, variables = _within(str(folder), command, env)

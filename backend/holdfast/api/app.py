@@ -14,7 +14,7 @@ from holdfast.agents.builtin import BUILTIN
 from holdfast.agents.resolve import ResolvedAgent
 from holdfast.agents.sandbox import Sandbox
 from holdfast.agents.tools import Toolbox
-from holdfast.api import documents, http_accounts, http_actions, http_sessions, http_system, pages, problems
+from holdfast.api import documents, http_accounts, http_actions, http_jobs, http_sessions, http_system, pages, problems
 from holdfast.api.auth import Authenticator
 from holdfast.api.socket import Sockets
 from holdfast.config import Settings
@@ -23,7 +23,7 @@ from holdfast.engine.engine import Engine
 from holdfast.store.database import Database
 from holdfast.telemetry import Metrics
 
-ENDPOINTS = [*http_sessions.ENDPOINTS, *http_actions.ENDPOINTS, *http_accounts.ENDPOINTS]
+ENDPOINTS = [*http_sessions.ENDPOINTS, *http_actions.ENDPOINTS, *http_jobs.ENDPOINTS, *http_accounts.ENDPOINTS]
 
 
 class Services:
@@ -63,7 +63,7 @@ class Services:
     async def drain(self) -> None:
         """Stop claiming, send the clients away, let the runs end or hand them back."""
         self.draining = True
-        self.engine.worker.stop_claiming()
+        self.engine.stop_claiming()
         await self.sockets.drain()
         await self.engine.stop(self.settings.drain_s)
 
@@ -132,4 +132,6 @@ def _routes(services: Services) -> list[BaseRoute]:
         Route("/assets/{path:path}", pages.asset),
         Route("/", pages.index),
         Route("/s/{path:path}", pages.index),
+        Route("/jobs", pages.index),
+        Route("/jobs/{path:path}", pages.index),
     ]

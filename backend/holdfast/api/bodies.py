@@ -21,11 +21,11 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all bodies share: unknown fields are refused."""
 
 
-class NewSession(_Body, frozen=True):
+class NewSession(Body, frozen=True):
     """`POST /api/sessions`."""
 
     title: Text = ""
@@ -37,7 +37,7 @@ class NewSession(_Body, frozen=True):
     assignee: Uuid | None = None
 
 
-class SessionEdit(_Body, frozen=True):
+class SessionEdit(Body, frozen=True):
     """`PATCH /api/sessions/{id}`; what is not named stays as it is."""
 
     title: Text | msgspec.UnsetType = msgspec.UNSET
@@ -51,7 +51,7 @@ class SessionEdit(_Body, frozen=True):
     version: Version | msgspec.UnsetType = msgspec.UNSET
 
 
-class NewMessage(_Body, frozen=True):
+class NewMessage(Body, frozen=True):
     """`POST /api/sessions/{id}/messages`."""
 
     content: Annotated[str, msgspec.Meta(min_length=1)]
@@ -59,19 +59,19 @@ class NewMessage(_Body, frozen=True):
     ifBusy: IfBusy = "queue"  # noqa: N815
 
 
-class CancelBody(_Body, frozen=True):
+class CancelBody(Body, frozen=True):
     """`POST /api/sessions/{id}/cancel` and `/api/runs/{id}/cancel`."""
 
     reason: Reason | None = None
 
 
-class ContinueBody(_Body, frozen=True):
+class ContinueBody(Body, frozen=True):
     """`POST /api/runs/{id}/continue`."""
 
     key: Key | None = None
 
 
-class Answered(_Body, frozen=True):
+class Answered(Body, frozen=True):
     """The answer to one question, as in the `approve` frame."""
 
     interruptId: Uuid  # noqa: N815
@@ -81,14 +81,14 @@ class Answered(_Body, frozen=True):
     always: bool = False
 
 
-class ApproveBody(_Body, frozen=True):
+class ApproveBody(Body, frozen=True):
     """`POST /api/runs/{id}/approve`."""
 
     decisions: Annotated[list[Answered], msgspec.Meta(min_length=1, max_length=100)]
     key: Key | None = None
 
 
-class QueueBody(_Body, frozen=True):
+class QueueBody(Body, frozen=True):
     """`POST /api/sessions/{id}/queue`: the `queue` frame's fields."""
 
     op: Literal["move", "edit", "remove", "swap"]
@@ -100,7 +100,7 @@ class QueueBody(_Body, frozen=True):
     withVersion: Version | None = None  # noqa: N815
 
 
-class QueueSwap(_Body, frozen=True):
+class QueueSwap(Body, frozen=True):
     """`POST /api/queue/swap`."""
 
     a: Uuid
@@ -109,20 +109,20 @@ class QueueSwap(_Body, frozen=True):
     version_b: Version
 
 
-class NewUser(_Body, frozen=True):
+class NewUser(Body, frozen=True):
     """`POST /api/users`."""
 
     name: Name
     role: Literal["admin", "user"] = "user"
 
 
-class UserEdit(_Body, frozen=True):
+class UserEdit(Body, frozen=True):
     """`PATCH /api/users/{id}`."""
 
     disabled: bool
 
 
-class NewToken(_Body, frozen=True):
+class NewToken(Body, frozen=True):
     """`POST /api/tokens`."""
 
     name: Name
@@ -130,7 +130,7 @@ class NewToken(_Body, frozen=True):
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=10 * 365 * 86400)] | None = None
 
 
-class Login(_Body, frozen=True):
+class Login(Body, frozen=True):
     """`POST /api/login`."""
 
     token: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]

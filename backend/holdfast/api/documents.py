@@ -13,6 +13,7 @@ from holdfast.domain import frames
 from holdfast.domain.actions import Action, Interrupt
 from holdfast.domain.cursors import Cursor
 from holdfast.domain.errors import ERRORS
+from holdfast.domain.tasks import JOB_STATUSES
 from holdfast.domain.transcript import ActiveRun, Message, QueueItem
 from holdfast.domain.users import User
 from holdfast.store.runs import Sent
@@ -20,6 +21,7 @@ from holdfast.store.runs import Sent
 _TEMPLATE = "#/components/schemas/{name}"
 _STRING = {"type": "string"}
 _MAYBE = {"type": ["string", "null"]}
+_MAYBE_INTEGER = {"type": ["integer", "null"]}
 _ID = {"type": "string", "format": "uuid"}
 _TIME = {"type": "string", "format": "date-time"}
 _MAYBE_TIME = {"type": ["string", "null"], "format": "date-time"}
@@ -34,6 +36,36 @@ def _list(name: str) -> dict[str, Any]:
     items = {"type": "array", "items": {"$ref": _TEMPLATE.format(name=name)}}
     return _object({"items": items, "next": _MAYBE})
 
+
+_JOB: dict[str, Any] = {
+    "job_id": _ID,
+    "name": _STRING,
+    "command": {"oneOf": [_STRING, {"type": "array", "items": _STRING}]},
+    "cwd": _MAYBE,
+    "sandbox": {"enum": ["on", "off"]},
+    "on_restart": {"enum": ["end", "keep"]},
+    "status": {"enum": list(JOB_STATUSES)},
+    "queue": _STRING,
+    "position": {**_MAYBE_INTEGER, "description": "from 1; null unless it waits"},
+    "priority": {"type": "integer"},
+    "exit_code": _MAYBE_INTEGER,
+    "signal": _MAYBE_INTEGER,
+    "error": _MAYBE,
+    "cpu_s": {"type": ["number", "null"]},
+    "max_rss_bytes": _MAYBE_INTEGER,
+    "kill_failures": {"type": "integer", "description": "kills that had no effect, and are tried again"},
+    "attempt": {"type": "integer", "description": "how often it was claimed"},
+    "retries": {"type": "integer"},
+    "failures": {"type": "integer", "description": "tries that have failed"},
+    "version": {"type": "integer"},
+    "cancellation_status": {"enum": [None, "Requested", "Cancelled"]},
+    "cancelled_by": _MAYBE,
+    "created_at": _TIME,
+    "run_at": _MAYBE_TIME,
+    "started_at": _MAYBE_TIME,
+    "completed_at": _MAYBE_TIME,
+    "metadata": {"type": "object"},
+}
 
 HAND_WRITTEN: dict[str, Any] = {
     "Session": _object(
@@ -52,6 +84,7 @@ HAND_WRITTEN: dict[str, Any] = {
             "cancelled_at": _MAYBE_TIME,
             "cancelled_by": _MAYBE,
             "process_pid": {"type": ["integer", "null"]},
+            "kill_failures": {"type": "integer", "description": "kills of what runs that had no effect so far"},
             "version": {"type": "integer"},
             "created_at": _TIME,
             "updated_at": _TIME,
@@ -109,6 +142,35 @@ HAND_WRITTEN: dict[str, Any] = {
         }
     ),
     "Queue": _object({"queue": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="QueueItem")}}}),
+    "Job": _object(_JOB),
+    "JobList": _list("Job"),
+    "JobQueue": _object(
+        {
+            "queue": _STRING,
+            "running": {"type": "integer"},
+            "queued": {"type": "integer"},
+            "max_running": {"type": "integer"},
+            "jobs": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="Job")}},
+        }
+    ),
+    "QueueState": _object(
+        {
+            "name": _STRING,
+            "max_running": {"type": "integer"},
+            "running": {"type": "integer"},
+            "queued": {"type": "integer"},
+        }
+    ),
+    "QueueList": _list("QueueState"),
+    "JobCancelled": _object(
+        {
+            "success": {"type": "boolean"},
+            "job_id": _STRING,
+            "previous_status": {"enum": list(JOB_STATUSES)},
+            "message": _STRING,
+        },
+        "previous_status",
+    ),
     "Ticket": _object({"ticket": _STRING, "expires_in_s": {"type": "integer"}}),
     "SessionList": _list("Session"),
     "MessageList": _list("Message"),

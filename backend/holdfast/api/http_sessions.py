@@ -15,11 +15,12 @@ from holdfast.domain.errors import (
     FieldError,
     InvalidFrame,
     InvalidRequest,
+    JobNotFound,
     RunNotFound,
     SessionNotFound,
 )
 from holdfast.domain.tasks import CancellationStatus, UiStatus
-from holdfast.store import runs, sessions, transcripts
+from holdfast.store import jobs, runs, sessions, transcripts
 
 BODY_BYTES = 256 * 1024
 
@@ -159,8 +160,10 @@ async def change_queue(call: Call) -> Response:
 
 
 async def swap_queue(call: Call) -> Response:
-    """Exchange the places of two waiting messages of one session."""
+    """Exchange the places of two waiting messages of one session, or of two waiting jobs of one queue."""
     body = await bodies.read(call.request, bodies.QueueSwap, limit=BODY_BYTES)
+    if await _is_job(call, body.a):
+        return await _swap_jobs(call, body)
     async with call.services.database.read() as conn:
         one, two = await runs.visible(conn, call.user, body.a), await runs.visible(conn, call.user, body.b)
     if one["session_id"] != two["session_id"]:
@@ -175,6 +178,23 @@ async def swap_queue(call: Call) -> Response:
         other_version=body.version_b,
     )
     return JsonResponse({"queue": items})
+
+
+async def _is_job(call: Call, task: str) -> bool:
+    async with call.services.database.read() as conn:
+        try:
+            await jobs.visible(conn, call.user, task)
+        except JobNotFound:
+            return False
+    return True
+
+
+async def _swap_jobs(call: Call, body: bodies.QueueSwap) -> Response:
+    user, database = call.user, call.services.database
+    await database.transact(lambda tx: jobs.swap(tx, user, (body.a, body.version_a), (body.b, body.version_b)))
+    async with database.read() as conn:
+        queue = (await jobs.visible(conn, user, body.a))["queue"]
+        return JsonResponse(await jobs.queue_of(conn, user, queue, await database.now(conn)))
 
 
 async def get_run(call: Call) -> Response:

@@ -34,6 +34,7 @@ STATUS: dict[str, int] = {
     "rate_limited": 429,
     "overloaded": 503,
     "unavailable": 503,
+    "sandbox_unavailable": 503,
     "internal": 500,
 }
 

@@ -7,6 +7,7 @@
     ├── NotFound ── SessionNotFound, RunNotFound                 it is not there (or not yours)
     ├── RunActive, Conflict, IdempotencyConflict, InterruptsPending, NoOpenInterrupt, AlreadyResolved
     ├── RateLimited, Overloaded, Unavailable                     later
+    ├── NoSandbox                                       another machine, or another setting
     └── Internal                                                 our fault
 
 `code` is stable and the same on every way in; only `api` knows status and close codes. `LeaseLost`
@@ -131,6 +132,19 @@ class RunNotFound(NotFound):
     title = "Run not found"
 
 
+class JobNotFound(NotFound):
+    """No such job of this user."""
+
+    title = "Job not found"
+
+
+class NoSandbox(HoldfastError):
+    """There is no sandbox on this machine, and what is asked for needs one."""
+
+    code = "sandbox_unavailable"
+    title = "There is no sandbox on this machine"
+
+
 class RunActive(HoldfastError):
     """A run goes on, and the caller asked to be refused in that case."""
 
@@ -229,6 +243,7 @@ ERRORS: tuple[type[HoldfastError], ...] = (
     RateLimited,
     Overloaded,
     Unavailable,
+    NoSandbox,
     Internal,
 )
 """Every code a client can be told, for the reference and for the tests that hold it to the code."""

@@ -86,3 +86,29 @@ _RUN_STATUS: dict[TaskState, RunStatus] = {
 def run_status(state: TaskState) -> RunStatus:
     """The status of a run, as clients see it, from the state of its task."""
     return _RUN_STATUS[state]
+
+
+JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+
+JOB_STATUSES: tuple[JobStatus, ...] = ("queued", "running", "completed", "failed", "cancelled")
+
+_JOB_STATUS: dict[TaskState, JobStatus] = {
+    TaskState.WAITING: "queued",
+    TaskState.PENDING: "queued",
+    TaskState.PAUSED: "queued",
+    TaskState.CLAIMED: "running",
+    TaskState.RUNNING: "running",
+    TaskState.SUCCESS: "completed",
+    TaskState.FAILURE: "failed",
+    TaskState.CANCELED: "cancelled",
+}
+
+
+def job_status(state: TaskState) -> JobStatus:
+    """The status of a job, as clients see it, from the state of its task."""
+    return _JOB_STATUS[state]
+
+
+def job_states(status: JobStatus) -> list[TaskState]:
+    """The states of tasks that clients see as `status`."""
+    return [state for state, shown in _JOB_STATUS.items() if shown == status]

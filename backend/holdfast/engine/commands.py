@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from holdfast.agents.cancel import CancelToken
-from holdfast.agents.sandbox import Wrapped
 from holdfast.agents.tools import CommandResult
-from holdfast.engine import cgroups
+from holdfast.engine.launch import launch
 from holdfast.engine.output import Output, TooMuchOutput
-from holdfast.engine.processes import Ending, Process, new_mark, spawn
+from holdfast.engine.processes import Ending, Process, new_mark
 from holdfast.engine.workshop import Workshop
 from holdfast.store import processes
 from holdfast.store.database import Database
@@ -99,28 +98,24 @@ class Commands:
         if network:
             limits = replace(limits, network=True)
         folder = self._workshop.folder(self._session)
-        argv = ["/bin/bash", "-c", command]
-        wrapped = self._workshop.sandbox.wrap(argv, folder.root, session=self._session, limits=limits)
-        return await spawn(
-            wrapped.argv,
-            env=wrapped.env,
-            cwd="/" if self._workshop.sandbox.confined else folder.root,
+        return await launch(
+            ["/bin/bash", "-c", command],
+            folder.root,
+            self._workshop.sandbox,
+            session=self._session,
+            limits=limits,
+            total_memory_bytes=self._workshop.total_memory_bytes,
             on_output=output.take,
-            memory_bytes=self._workshop.total_memory_bytes
-            or (limits.memory_bytes * 2 if cgroups.limit_memory() else None),
-            processes=limits.processes * 2,
-            grouped=not self._is_held(wrapped),
             mark=mark,
+            on_stuck=self._tell_stuck,
         )
 
-    def _is_held(self, wrapped: Wrapped) -> bool:
-        """Whether a control group would add nothing: entering one makes each start slower by milliseconds.
-
-        A process namespace ends all of a command at once, and a user of its own has a limit of its own on
-        processes; what is left is memory, where this machine's groups limit that.
-        """
-        limits_memory = cgroups.limit_memory() or self._workshop.total_memory_bytes is not None
-        return self._workshop.sandbox.ends_together and wrapped.uid is not None and not limits_memory
+    def _tell_stuck(self, failures: int) -> None:
+        """A kill had no effect: people see it in the session."""
+        telling = asyncio.ensure_future(
+            self._database.transact(lambda tx: processes.stuck(tx, self._session, failures))
+        )
+        telling.add_done_callback(lambda done: done.exception())
 
     async def _tell_started(self, process: Process, mark: str) -> None:
         found = process.identity

@@ -9,36 +9,33 @@ other nodes live, which decides how often to poll.
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from holdfast.domain.errors import Unavailable
 from holdfast.engine.lease import Lease
-from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.engine.worker import Worker
 from holdfast.store import approvals, nodes
 from holdfast.store.database import Database, Tx
+from holdfast.store.nodes import Held, Orphan
 
 log = logging.getLogger("holdfast.enforcer")
 
-Held = list[tuple[str, str, int, bool]]
-
 
 class Enforcer:
-    """One loop. `alone` is whether this is the only living node."""
+    """One loop. `workers` are those of this node, by the executor; `alone` is whether this is the only living node."""
 
     def __init__(
         self,
         database: Database,
         lease: Lease,
-        worker: Worker,
-        registry: AgentTaskRegistry,
+        workers: Mapping[str, Worker],
         *,
         interval_s: float = 1.0,
         crowded_interval_s: float = 0.25,
     ) -> None:
         self._database = database
         self._lease = lease
-        self._worker = worker
-        self._registry = registry
+        self._workers = workers
         self._interval_s = interval_s
         self._crowded_interval_s = crowded_interval_s
         self._suspects: set[tuple[str, int]] = set()
@@ -57,26 +54,28 @@ class Enforcer:
 
     async def enforce(self) -> None:
         """Look once."""
-        live = self._registry.running()
+        live = {kind: worker.running for kind, worker in self._workers.items()}
         async with self._database.read() as conn:
             tx = Tx(conn, self._database.dialect, await self._database.now(conn))
             held = await nodes.held(tx, self._lease.node.id)
             self.alone = await nodes.living(tx) <= 1
             expired = await approvals.due(conn, tx.now)
         if expired and await self._database.transact(approvals.expire):
-            self._worker.wake()
-        for run, session, _attempt, cancelled in held:
-            if cancelled:
-                self._registry.cancel_run(session, run)
-        mine = {run for run, _session, _attempt, _cancelled in held}
-        for entry in live:
-            if entry.run not in mine:  # Somebody else has ended it; a silent agent would not notice.
-                entry.token.set("lease lost")
+            self._workers["agent"].wake()
+        for task in held:
+            if task.cancelled:
+                self._workers[task.executor].cancel(task.task)
+        mine = {task.task for task in held}
+        for kind, running in live.items():
+            for task in running - mine:
+                self._workers[kind].lose(task)
         await self._end_lost(held)
 
-    async def _end_lost(self, held: Held) -> None:
-        mine = self._worker.running
-        lost = {(run, attempt) for run, _session, attempt, _cancelled in held if run not in mine}
-        for run, attempt in lost & self._suspects:
-            await self._lease.end_interrupted(run, attempt)
-        self._suspects = lost - self._suspects
+    async def _end_lost(self, held: list[Held]) -> None:
+        """End what the node holds but does not carry out."""
+        lost = {task for task in held if task.task not in self._workers[task.executor].running}
+        known = {(task.task, task.attempt) for task in lost}
+        for task in lost:
+            if (task.task, task.attempt) in self._suspects:
+                await self._lease.recover_one(Orphan(task.task, task.executor, task.attempt))
+        self._suspects = known - self._suspects

@@ -1,7 +1,9 @@
 """The engine of one node: its parts, how they start and stop, and what may be asked of it."""
 
 import asyncio
+import contextlib
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,23 +19,29 @@ from holdfast.domain.transcript import QueueItem
 from holdfast.domain.users import User
 from holdfast.engine.enforcer import Enforcer
 from holdfast.engine.hub import Hub
+from holdfast.engine.jobs import Jobs
 from holdfast.engine.lease import Lease
 from holdfast.engine.leftovers import Leftovers
+from holdfast.engine.meters import Meters
 from holdfast.engine.registry import AgentTaskRegistry, get_agent_task_registry
 from holdfast.engine.runner import Runner
 from holdfast.engine.watcher import Watcher
 from holdfast.engine.worker import Worker
 from holdfast.engine.workshop import Workshop
-from holdfast.store import approvals, cancels, queue, runs
+from holdfast.store import approvals, cancels, jobs, queue, runs
 from holdfast.store.approvals import Decision
 from holdfast.store.cancels import CancelEffect
 from holdfast.store.database import Database, Tx
+from holdfast.store.jobs import JobCancel, JobSpec
 from holdfast.store.journal import Journal
 from holdfast.store.runs import Sent
 
 log = logging.getLogger("holdfast.engine")
 
 T = TypeVar("T")
+
+_LOOK_S = 0.05
+"""How often a job of another node is looked at while its end is waited for."""
 
 
 class Engine:
@@ -58,13 +66,15 @@ class Engine:
         self.journal = Journal(database, self.clock, patience_s=settings.db_patience_s)
         self.hub = Hub(self.journal)
         self.workshop = Workshop(settings, toolbox, sandbox)
+        self.meters = Meters()
+        leftovers = Leftovers(database, self.workshop.host, settings.kill_grace_s)
         self.lease = Lease(
             database,
             self.clock,
             lease_s=settings.lease_s,
             heartbeat_s=settings.heartbeat_s,
             on_lost=self._lost,
-            leftovers=Leftovers(database, self.workshop.host, settings.kill_grace_s),
+            leftovers=leftovers,
         )
         self.runner = Runner(
             database,
@@ -73,21 +83,31 @@ class Engine:
             agent,
             self.workshop,
             self.clock,
+            node=self._node,
+            limit_per_user=settings.max_runs_per_user,
             cancel_grace_s=settings.cancel_grace_s,
             timeout_s=settings.run_timeout_s,
             history_tokens=settings.history_tokens,
             patience_s=settings.db_patience_s,
         )
-        self.worker = Worker(
+        self.jobs = Jobs(
             database,
-            self.runner,
-            self.lease,
-            agent=agent.name,
-            limit=settings.max_runs,
-            per_user=settings.max_runs_per_user,
+            self.workshop,
+            leftovers,
+            self.clock,
+            node=self._node,
+            chance=random.random,
+            patience_s=settings.db_patience_s,
+            meters=self.meters,
         )
-        self.enforcer = Enforcer(database, self.lease, self.worker, self.registry)
-        self.watcher = Watcher(self.journal, self.hub, self.enforcer, self.worker)
+        self.worker = Worker(self.runner, self.lease, limit=settings.max_runs)
+        self.job_worker = Worker(self.jobs, self.lease, limit=settings.max_jobs)
+        self.lease.recover_job = self.jobs.recover
+        if settings.role != "web":
+            self.jobs.adopt = self.job_worker.begin
+        workers = {"agent": self.worker, "process": self.job_worker}
+        self.enforcer = Enforcer(database, self.lease, workers)
+        self.watcher = Watcher(self.journal, self.hub, self.enforcer, workers.values())
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -103,15 +123,23 @@ class Engine:
             "watch": self.watcher.watch_forever,
         }
         if self.settings.role != "web":
-            loops["claim"] = self.worker.claim_forever
+            loops["claim runs"] = self.worker.claim_forever
+            loops["claim jobs"] = self.job_worker.claim_forever
         self._loops = [asyncio.create_task(_forever(name, loop), name=name) for name, loop in loops.items()]
+
+    def stop_claiming(self) -> None:
+        """Take nothing more; what runs goes on."""
+        self.worker.stop_claiming()
+        self.job_worker.stop_claiming()
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """Drain, end the loops, leave. Twice is the same as once."""
         loops, self._loops = self._loops, []
         if not loops:
             return
-        await self.worker.drain(drain_s)
+        self.stop_claiming()
+        self.jobs.leave()
+        await asyncio.gather(self.worker.drain(drain_s), self.job_worker.drain(drain_s))
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
@@ -192,6 +220,52 @@ class Engine:
         self.worker.wake()
         return going_on, dup, at
 
+    async def submit_job(self, user: User, spec: JobSpec) -> dict[str, Any]:
+        """Put a job into its queue; its body.
+
+        Raises:
+            InvalidRequest: there is no such queue.
+            Unavailable.
+        """
+        job = new_id()
+        submitted = await self.database.transact(lambda tx: jobs.submit(tx, user, job, spec))
+        self.job_worker.wake()
+        return submitted
+
+    async def cancel_job(self, user: User, job: str, reason: str | None = None) -> tuple[JobCancel, bool]:
+        """Cancel a job: (what it was, whether nothing of it lives any more).
+
+        One that runs is waited for, as long as its processes are given to end and two seconds more.
+
+        Raises:
+            JobNotFound, Unavailable.
+        """
+        found = await self.database.transact(lambda tx: jobs.cancel(tx, user, job, reason))
+        if not found.active:
+            self.job_worker.wake()
+            return found, True
+        self.job_worker.cancel(job, reason)
+        return found, await self._job_ended(job, self.settings.kill_grace_s + 2.0)
+
+    async def _job_ended(self, job: str, within_s: float) -> bool:
+        """Wait for the end of a job, here or on another node."""
+        until = self.clock.monotonic() + within_s
+        while (left_s := until - self.clock.monotonic()) > 0:
+            live = self.jobs.live(job)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s if live else min(left_s, _LOOK_S)):
+                    await (live.done.wait() if live else asyncio.sleep(_LOOK_S * 2))
+            if await self.job_has_ended(job):
+                return True
+        return False
+
+    async def job_has_ended(self, job: str) -> bool:
+        """Whether nothing will happen to a job any more."""
+        if (live := self.jobs.live(job)) is not None and not live.done.is_set():
+            return False
+        async with self.database.read() as conn:
+            return (await jobs.row_of(conn, job))["ended_at"] is not None
+
     async def change_queue(
         self,
         user: User,
@@ -234,8 +308,13 @@ class Engine:
         result, head = await self.database.transact(with_head)
         return result, Cursor(self.database.epoch, head)
 
+    def _node(self) -> str:
+        return self.lease.node.id
+
     def _lost(self) -> None:
+        self.meters.leases_lost += 1
         self.worker.abandon()
+        self.job_worker.abandon()
 
 
 async def _forever(name: str, loop: Callable[[], Awaitable[Any]]) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +139,7 @@ class Family:
     def __init__(self, identity: ProcessIdentity, group: Group | None, *, ours: bool) -> None:
         self.identity = identity
         self.failures = 0
+        self.on_failure: Callable[[int], object] = lambda _: None
         self.left: set[int] = set()
         self._group = group
         self._ours = ours
@@ -229,6 +230,7 @@ class Family:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             if refused or time.monotonic() - began > 1.0:
                 self.failures += 1
+                self.on_failure(self.failures)
                 log.error("process %d: %s could not be killed yet", self.identity.pid, refused or sorted(members))
 
     def _kill_once(self, members: dict[int, Member]) -> list[int]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from holdfast.clock import Clock, new_id
 from holdfast.domain.errors import LeaseLost, Unavailable
@@ -18,7 +18,7 @@ from holdfast.engine.processes import boot_id, process_started
 from holdfast.store import endings, nodes
 from holdfast.store.database import Database, Tx
 from holdfast.store.endings import End
-from holdfast.store.nodes import NodeIdentity
+from holdfast.store.nodes import NodeIdentity, Orphan
 from holdfast.store.tables import tasks
 
 log = logging.getLogger("holdfast.lease")
@@ -60,6 +60,8 @@ class Lease:
         self._heartbeat_s = heartbeat_s
         self._on_lost = on_lost
         self._leftovers = leftovers
+        self.recover_job: Callable[[Orphan], Awaitable[bool]] | None = None
+        """Ends, or takes over, a job whose node is dead; False when that is for another host to do."""
         self._beaten_at = 0.0
         self._stopped = False
         self.node = this_process()
@@ -115,19 +117,23 @@ class Lease:
                 continue
 
     async def recover(self) -> int:
-        """Declare dead whose lease has run out and end what dead nodes hold; how many runs."""
+        """Declare dead whose lease has run out and end what dead nodes hold; how many tasks."""
         await self._database.transact(nodes.declare_expired_dead)
-        ended = 0
-        while found := await self._database.transact(nodes.orphans):
-            done = 0
-            for run, _session, attempt in found:
-                done += await self.end_interrupted(run, attempt)
-            ended += done
-            if not done:
-                break
+        ended, left = 0, set[str]()
+        while found := await self._database.transact(lambda tx: nodes.orphans(tx, left)):
+            for orphan in found:
+                if await self.recover_one(orphan):
+                    ended += 1
+                left.add(orphan.task)
         if self._leftovers is not None:
             await self._leftovers.sweep()
         return ended
+
+    async def recover_one(self, orphan: Orphan) -> bool:
+        """End what is left of a task that nobody carries out any more; False when it was not this node's to do."""
+        if orphan.executor == "agent":
+            return await self.end_interrupted(orphan.task, orphan.attempt)
+        return self.recover_job is not None and await self.recover_job(orphan)
 
     async def end_interrupted(self, run: str, attempt: int) -> bool:
         """End a run whose process is gone, with all that it had committed."""

@@ -165,6 +165,19 @@ class Process:
         self._ask(grace_s)
         return await asyncio.shield(self._life)
 
+    def detach(self) -> None:
+        """Leave it alone: it goes on, and nothing here waits for it or hears it any more."""
+        for task in (self._life, *self._pumps):
+            task.cancel()
+        if not self._exit.done():
+            self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
+            if pipe:
+                pipe.close()
+        heads.discard(self.pid)
+        self._popen.returncode = 0  # It is not this object's to wait for.
+
     def _ask(self, grace_s: float) -> None:
         if not self._stop_asked.is_set() and not self._life.done():
             log.info("process %d: stop, with %.1f s of grace", self.pid, grace_s)
@@ -301,13 +314,14 @@ async def spawn(
     processes: int | None = None,
     grouped: bool = True,
     mark: str | None = None,
+    on_stuck: Callable[[int], object] = lambda _: None,
 ) -> Process:
     """Start a process in a session of its own, with exactly this environment and a mark.
 
     Each piece of output, at most 64 KiB, goes to `on_output(stream, data)`; an awaitable that this
     returns is awaited before more is read. `memory_bytes` and `processes` are limits on the whole family,
     where the machine has control groups for it (`grouped` False uses none). `mark` is one of `new_mark`, for
-    those who wrote it down before. Call it in the thread of the
+    those who wrote it down before; `on_stuck` is told how many kills had no effect so far. Call it in the thread of the
     event loop that lives as long as the service: programs that end with their parent watch that thread.
 
     Raises:
@@ -328,7 +342,9 @@ async def spawn(
     member = look_at(popen.pid)
     identity = ProcessIdentity(boot_id(), popen.pid, member.started if member else "unknown", mark)
     log.info("process %d: started %s", popen.pid, Path(program).name)
-    return Process(popen, Family(identity, group, ours=True), on_output, stdin)
+    family = Family(identity, group, ours=True)
+    family.on_failure = on_stuck
+    return Process(popen, family, on_output, stdin)
 
 
 def new_mark() -> str:

@@ -75,6 +75,12 @@ class AgentTaskRegistry:
                 return False
         return self.cancel(session, reason)
 
+    def cancel_task(self, run: str, reason: str | None = None) -> bool:
+        """Ask a run to stop of which only its own id is known; see `cancel_run`."""
+        with self._lock:
+            session = next((entry.session for entry in self._runs.values() if entry.run == run), "")
+        return self.cancel_run(session, run, reason)
+
     def mark_completed(self, session: str, run: str | None = None) -> None:
         """The session's run has ended."""
         with self._lock:

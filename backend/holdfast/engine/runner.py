@@ -3,8 +3,7 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -17,10 +16,12 @@ from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.transcript import Message, fresh_metadata
 from holdfast.engine.actions import Actions
+from holdfast.engine.patience import Patience
 from holdfast.engine.registry import AgentTaskRegistry
 from holdfast.engine.speech import Speech
+from holdfast.engine.worker import Claimed
 from holdfast.engine.workshop import Workshop
-from holdfast.store import approvals, endings, texts, transcripts
+from holdfast.store import approvals, claims, endings, texts, transcripts
 from holdfast.store.actions import Owner
 from holdfast.store.claims import Claim
 from holdfast.store.database import Database, Tx
@@ -46,6 +47,8 @@ class Runner:
         workshop: Workshop,
         clock: Clock,
         *,
+        node: Callable[[], str],
+        limit_per_user: int,
         cancel_grace_s: float = 1.0,
         timeout_s: float = 3600.0,
         history_tokens: int = 0,
@@ -57,11 +60,29 @@ class Runner:
         self._agent = agent
         self._workshop = workshop
         self._clock = clock
+        self._node = node
+        self._limit_per_user = limit_per_user
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = timeout_s
         self._history_tokens = history_tokens
-        self._patience_s = patience_s
+        self._patiently = Patience(database, clock, patience_s)
         self._handing_back: set[str] = set()
+
+    async def claim(self, limit: int) -> Claimed:
+        """See `Executor`."""
+        node, agent, per_user = self._node(), self._agent.name, self._limit_per_user
+        found = await self._database.transact(lambda tx: claims.claim(tx, node, agent, limit=limit, per_user=per_user))
+        return Claimed(found.runs, found.again)
+
+    def cancel(self, task: str, reason: str | None = None) -> None:
+        """See `Executor`."""
+        self._registry.cancel_task(task, reason)
+
+    def lose(self, task: str) -> None:
+        """See `Executor`. A silent agent would not notice by itself."""
+        for entry in self._registry.running():
+            if entry.run == task:
+                entry.token.set("lease lost")
 
     def hand_back(self) -> None:
         """Stop all runs without ending them, so that another node goes on with them."""
@@ -69,8 +90,9 @@ class Runner:
             self._handing_back.add(entry.run)
             entry.token.set("hand over")
 
-    async def run(self, claim: Claim, node: str) -> None:
+    async def run(self, claim: Claim) -> None:
         """Carry out a claim to its end; never raises but for cancellation of the task itself."""
+        node = claim.node
         writer = self._journal.open(claim.session, claim.run, claim.attempt, claim.head)
         token = CancelToken()
         writer.on_failure = lambda: token.set("what it says cannot be committed")
@@ -257,17 +279,6 @@ class Runner:
         else:
             questions, timeout_s = actions.asked(asked.calls), self._workshop.approval_timeout_s
             await self._patiently(lambda tx: approvals.wait(tx, claim.run, claim.attempt, final, questions, timeout_s))
-
-    async def _patiently(self, work: Callable[[Tx], Awaitable[Any]]) -> Any:
-        """A transaction of the run, tried again while the database is gone for a moment."""
-        deadline = self._clock.monotonic() + self._patience_s
-        while True:
-            try:
-                return await self._database.transact(work)
-            except Unavailable:
-                if self._clock.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(0.2)
 
 
 def _failed(code: str, message: str) -> End:

@@ -7,6 +7,7 @@ that delay.
 
 import asyncio
 import logging
+from collections.abc import Collection
 
 from holdfast.domain.errors import Unavailable
 from holdfast.engine.enforcer import Enforcer
@@ -23,27 +24,31 @@ class Watcher:
     """One loop over the heads of the sessions that are followed here."""
 
     def __init__(
-        self, journal: Journal, hub: Hub, enforcer: Enforcer, worker: Worker, *, interval_s: float = 0.05
+        self, journal: Journal, hub: Hub, enforcer: Enforcer, workers: Collection[Worker], *, interval_s: float = 0.05
     ) -> None:
         self._journal = journal
         self._hub = hub
         self._enforcer = enforcer
-        self._worker = worker
+        self._workers = workers
         self._interval_s = interval_s
 
     async def watch_forever(self) -> None:
         """Poll while other nodes live; sleep while this one is alone."""
         while True:
             if self._enforcer.alone:
-                self._worker.poll_s = _ALONE_S
+                self._poll(_ALONE_S)
                 await asyncio.sleep(_ALONE_S)
                 continue
-            self._worker.poll_s = self._interval_s * 4
+            self._poll(self._interval_s * 4)
             await asyncio.sleep(self._interval_s)
             try:
                 await self.watch()
             except Unavailable:
                 await asyncio.sleep(_ALONE_S)
+
+    def _poll(self, interval_s: float) -> None:
+        for worker in self._workers:
+            worker.poll_s = interval_s
 
     async def watch(self) -> None:
         """Poll once."""

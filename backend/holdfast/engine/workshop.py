@@ -14,7 +14,7 @@ from holdfast.agents.builtin import BUILTIN
 from holdfast.agents.folder import Folder
 from holdfast.agents.sandbox import Limits, Sandbox, SandboxUnavailable, Unconfined, find_sandbox, uid_of
 from holdfast.agents.tools import Approval, Tool, Toolbox
-from holdfast.config import Settings, approvals_of
+from holdfast.config import Settings, approvals_of, folders_of
 from holdfast.engine.processes import boot_id
 
 log = logging.getLogger("holdfast.workshop")
@@ -49,6 +49,8 @@ class Workshop:
         self._unsandboxed = settings.unsandboxed
         self._rules: Mapping[str, Approval] = approvals_of(settings.approvals)
         self._root = Path(settings.data_dir).absolute() / "sessions"
+        self._jobs = Path(settings.data_dir).absolute() / "jobs"
+        self._job_folders = folders_of(settings.job_folders)
         self._sandbox = sandbox
 
     @property
@@ -61,6 +63,11 @@ class Workshop:
         """What commands run in; found at the first use, or by `find`."""
         return self._sandbox or _found(self._wanted)
 
+    @property
+    def runs_jobs(self) -> bool:
+        """Whether jobs may run here: in a sandbox, or without one where that is allowed."""
+        return self.sandbox.confined or self._unsandboxed == "allow"
+
     async def find(self) -> None:
         """Find the sandbox, which starts a process, without holding up the loop."""
         await asyncio.to_thread(lambda: self.sandbox)
@@ -68,6 +75,8 @@ class Workshop:
     def rule(self, tool: Tool) -> Rule:
         """The rule for a tool as the settings and the machine have it."""
         if tool.confined and not self.sandbox.confined:
+            if self._unsandboxed == "allow":
+                return self.rule_of(tool.name, tool.approval)
             if self._unsandboxed == "off":
                 return Rule("never", False, "it runs commands, and this machine has no sandbox")
             if self._rules.get(tool.name) != "never":
@@ -90,6 +99,14 @@ class Workshop:
         """Where the whole output of an action is kept, if it is large."""
         safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in action)
         return self._root / session / "outputs" / safe[:200]
+
+    def job_folder(self, job: str) -> Path:
+        """Where a job's output and its working folder are."""
+        return self._jobs / job
+
+    def is_allowed(self, folder: Path) -> bool:
+        """Whether jobs may work in a folder of the host."""
+        return any(folder.is_relative_to(allowed) for allowed in self._job_folders)
 
     async def remove(self, session: str) -> None:
         """Take away all files of a session that is gone."""

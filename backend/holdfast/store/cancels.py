@@ -22,7 +22,7 @@ CancelEffect = Literal["requested", "already_terminal", "nothing_to_cancel"]
 
 
 async def request_cancel(tx: Tx, task: RowMapping, by: str, reason: str | None) -> None:
-    """Write down that an active run is to stop; once is enough."""
+    """Write down that an active task is to stop; once is enough. A run's journal tells it."""
     if task["cancellation_status"] is not None:
         return
     await tx.conn.execute(
@@ -35,6 +35,8 @@ async def request_cancel(tx: Tx, task: RowMapping, by: str, reason: str | None) 
             cancel_reason=reason,
         )
     )
+    if task["session_id"] is None:
+        return
     value = {"by": by, **({"reason": reason} if reason else {})}
     told = ev.Custom(name="run.cancel_requested", value=value)
     await tx.append(task["session_id"], [(task["id"], task["attempt"], told)])

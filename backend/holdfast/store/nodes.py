@@ -1,11 +1,12 @@
 """Nodes: one row a process, whose lease is the lease of all its tasks."""
 
+from collections.abc import Collection
 from datetime import timedelta
 
 import msgspec
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import insert, or_, select, update
 
-from holdfast.domain.tasks import ACTIVE
+from holdfast.domain.tasks import ACTIVE, CancellationStatus
 from holdfast.store.database import Tx
 from holdfast.store.tables import nodes, tasks
 
@@ -72,24 +73,41 @@ async def declare_expired_dead(tx: Tx) -> int:
     return done.rowcount
 
 
-async def orphans(tx: Tx, limit: int = 100) -> list[tuple[str, str, int]]:
-    """Tasks that a dead (or unknown) node still holds: (task, session, attempt)."""
+class Orphan(msgspec.Struct, frozen=True):
+    """A task whose node is dead."""
+
+    task: str
+    executor: str
+    attempt: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A task of a living node; `cancelled` is whether its cancel is requested."""
+
+    task: str
+    executor: str
+    attempt: int
+    cancelled: bool
+
+
+async def orphans(tx: Tx, but: Collection[str] = (), limit: int = 100) -> list[Orphan]:
+    """Tasks that a dead (or unknown) node still holds, but those named in `but`."""
     statement = (
-        select(tasks.c.id, tasks.c.session_id, tasks.c.attempt)
+        select(tasks.c.id, tasks.c.executor, tasks.c.attempt)
         .outerjoin(nodes, nodes.c.id == tasks.c.node_id)
         .where(
             tasks.c.node_id.is_not(None),
             tasks.c.state.in_(ACTIVE),
-            or_(nodes.c.id.is_(None), and_(nodes.c.dead_at.is_not(None))),
+            or_(nodes.c.id.is_(None), nodes.c.dead_at.is_not(None)),
+            tasks.c.id.not_in(but),
         )
         .limit(limit)
     )
-    return [(row[0], row[1], row[2]) for row in await tx.conn.execute(statement)]
+    return [Orphan(*row) for row in await tx.conn.execute(statement)]
 
 
-async def held(tx: Tx, node_id: str) -> list[tuple[str, str, int, bool]]:
-    """What a node holds: (task, session, attempt, whether a cancel is requested)."""
-    statement = select(tasks.c.id, tasks.c.session_id, tasks.c.attempt, tasks.c.cancellation_status).where(
-        tasks.c.node_id == node_id
-    )
-    return [(row[0], row[1], row[2], row[3] == "Requested") for row in await tx.conn.execute(statement)]
+async def held(tx: Tx, node_id: str) -> list[Held]:
+    """What a node holds."""
+    columns = (tasks.c.id, tasks.c.executor, tasks.c.attempt, tasks.c.cancellation_status)
+    rows = await tx.conn.execute(select(*columns).where(tasks.c.node_id == node_id))
+    return [Held(row[0], row[1], row[2], row[3] == CancellationStatus.REQUESTED) for row in rows]

@@ -29,18 +29,34 @@ async def announce(tx: Tx, values: dict[str, Any], action: str | None) -> None:
     await tx.conn.execute(insert(processes).values(**values, action_id=action, created_at=tx.now))
 
 
-async def started(tx: Tx, mark: str, pid: int, started: str, session: str) -> None:
-    """A process runs."""
+async def started(tx: Tx, mark: str, pid: int, started: str, session: str | None) -> None:
+    """A process runs, for a session or for none."""
     await tx.conn.execute(update(processes).where(processes.c.mark == mark).values(pid=pid, started=started))
-    await tx.conn.execute(update(sessions).where(sessions.c.id == session).values(process_pid=pid))
+    if session is not None:
+        await tx.conn.execute(update(sessions).where(sessions.c.id == session).values(process_pid=pid))
 
 
 async def gone(tx: Tx, mark: str) -> None:
     """Nothing of a process lives."""
     run = select(processes.c.task_id).where(processes.c.mark == mark).scalar_subquery()
     session = select(tasks.c.session_id).where(tasks.c.id == run).scalar_subquery()
-    await tx.conn.execute(update(sessions).where(sessions.c.id == session).values(process_pid=None))
+    await tx.conn.execute(update(sessions).where(sessions.c.id == session).values(process_pid=None, kill_failures=0))
     await tx.conn.execute(delete(processes).where(processes.c.mark == mark))
+
+
+async def gone_of_task(tx: Tx, task: str) -> None:
+    """Nothing of a task lives; for tasks without a session."""
+    await tx.conn.execute(delete(processes).where(processes.c.task_id == task))
+
+
+async def hand_over(tx: Tx, mark: str, node: str) -> None:
+    """Another node of the same host looks after a process from now on."""
+    await tx.conn.execute(update(processes).where(processes.c.mark == mark).values(node_id=node))
+
+
+async def stuck(tx: Tx, session: str, failures: int) -> None:
+    """Kills of what runs in a session that did not work so far, for people to see."""
+    await tx.conn.execute(update(sessions).where(sessions.c.id == session).values(kill_failures=failures))
 
 
 async def of_run(tx: Tx, run: str) -> list[Known]:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import RowMapping, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
@@ -16,10 +15,10 @@ from holdfast.domain import events as ev
 from holdfast.domain.errors import Conflict, InterruptsPending, Overloaded, RunActive, RunNotFound
 from holdfast.domain.tasks import TaskState, UiStatus, run_status
 from holdfast.domain.users import User, access
-from holdfast.store import cancels, idempotency, queue, sessions, texts
+from holdfast.store import cancels, gates, idempotency, queue, sessions, texts
 from holdfast.store.database import Tx, Written
-from holdfast.store.tables import gates, tasks
 from holdfast.store.tables import sessions as sessions_table
+from holdfast.store.tables import tasks
 
 MAX_QUEUED = 100
 """The most messages that may wait in one session."""
@@ -153,6 +152,7 @@ async def _enqueue(
         "user_id": user.id,
         "state": TaskState.PENDING,
         "priority": 0,
+        "rank": values["id"],
         "attempt": 0,
         "version": 1,
         "created_at": tx.now,
@@ -160,7 +160,7 @@ async def _enqueue(
         **values,
     }
     await tx.conn.execute(insert(tasks).values(**task))
-    await _ensure_gate(tx, f"user:{task['user_id']}")
+    await gates.name(tx, values["id"], f"session:{task['session_id']}", f"user:{task['user_id']}")
     told = await _touch_session(tx, session, content)
     if values.get("input_message_id") is not None:
         told.insert(0, _queue_changed(tx, user, values, content, fresh))
@@ -205,8 +205,3 @@ async def _touch_session(tx: Tx, session: RowMapping, content: str) -> list[Writ
         told = [(None, 0, changed)]
     await tx.conn.execute(update(sessions_table).where(sessions_table.c.id == session["id"]).values(**values))
     return told
-
-
-async def _ensure_gate(tx: Tx, gate: str) -> None:
-    dialect = sqlite if tx.dialect == "sqlite" else postgresql
-    await tx.conn.execute(dialect.insert(gates).values(id=gate).on_conflict_do_nothing())

@@ -11,8 +11,9 @@ from holdfast.domain import events as ev
 from holdfast.domain.errors import Conflict, Forbidden, InvalidRequest, RunActive, SessionNotFound
 from holdfast.domain.tasks import TERMINAL, TaskState, UiStatus
 from holdfast.domain.users import User, access
+from holdfast.store import gates
 from holdfast.store.database import Tx
-from holdfast.store.tables import gates, sessions, tasks, users
+from holdfast.store.tables import sessions, tasks, users
 
 Row = RowMapping
 """The row of a session."""
@@ -27,6 +28,7 @@ def body(row: Row) -> dict[str, Any]:
     result |= {"ui_status": row["ui_status"], "cancellation_status": row["cancellation_status"]}
     result["cancelled_at"] = rfc3339(row["cancelled_at"]) if row["cancelled_at"] else None
     result |= {"cancelled_by": row["cancelled_by"], "process_pid": row["process_pid"]}
+    result["kill_failures"] = row["kill_failures"]
     result["version"] = row["version"]
     result["created_at"] = rfc3339(row["created_at"])
     result["updated_at"] = rfc3339(row["updated_at"])
@@ -48,7 +50,7 @@ async def create(tx: Tx, user: User, new_id: str, values: dict[str, Any]) -> dic
         "updated_at": tx.now,
     }
     await tx.conn.execute(insert(sessions).values(**row))
-    await tx.conn.execute(insert(gates).values(id=f"session:{new_id}"))
+    await gates.ensure(tx, f"session:{new_id}", 1)
     return body(await row_of(tx.conn, new_id))
 
 
@@ -165,7 +167,7 @@ async def remove(tx: Tx, user: User, session: str) -> None:
     if open_task is not None:
         raise RunActive("A run is active in this session; cancel it first")
     await tx.conn.execute(delete(sessions).where(sessions.c.id == session))
-    await tx.conn.execute(delete(gates).where(gates.c.id == f"session:{session}"))
+    await gates.remove(tx, f"session:{session}")
 
 
 async def _check_assignee(conn: AsyncConnection, assignee: str | None) -> None:

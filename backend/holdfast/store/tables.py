@@ -9,6 +9,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -165,6 +166,7 @@ sessions = Table(
     Column("cancelled_at", Moment),
     Column("cancelled_by", Id),
     Column("process_pid", Integer),
+    Column("kill_failures", Integer, nullable=False, server_default="0"),
     Column("version", Integer, nullable=False),
     Column("oldest_seq", BigInteger, nullable=False),
     Column("created_at", Moment, nullable=False),
@@ -175,8 +177,24 @@ sessions = Table(
     Index("ix_sessions_assignee_updated_at", "assignee", "updated_at", "id"),
 )
 
-gates = Table("gates", metadata, Column("id", String(200), primary_key=True))
-"""A row stands for a limit: `session:<id>`, `user:<id>`. Locking it is how the limit is kept."""
+gates = Table(
+    "gates",
+    metadata,
+    Column("id", String(200), primary_key=True),
+    Column("capacity", Integer),
+    Column("owner", Id),
+    Index(
+        "ix_gates_owner",
+        "owner",
+        sqlite_where=text("owner IS NOT NULL"),
+        postgresql_where=text("owner IS NOT NULL"),
+    ),
+)
+"""A row stands for a limit: `session:<id>`, `user:<id>`, `queue:<user>:<name>`. Locking it is how the limit is kept.
+
+`capacity` is how many tasks may be active at once; null: what the node that claims is set to. How many are is
+counted under the lock, and stored nowhere. `owner` is the user whose queue it is.
+"""
 
 tasks = Table(
     "tasks",
@@ -188,9 +206,13 @@ tasks = Table(
     Column("state", String(16), nullable=False),
     Column("priority", SmallInteger, nullable=False),
     Column("place", Integer, nullable=False),
+    Column("rank", String(36), nullable=False, server_default=""),
+    Column("queue", String(100)),
+    Column("run_at", Moment),
     Column("attempt", Integer, nullable=False),
     Column("version", Integer, nullable=False),
     Column("node_id", Id),
+    Column("traceparent", String(55)),
     Column("input_message_id", Id),
     Column("message_id", Id),
     Column("parent_task_id", Id),
@@ -214,9 +236,22 @@ tasks = Table(
         "ix_tasks_pending",
         "executor",
         text("priority DESC"),
-        "id",
+        "rank",
         sqlite_where=text("state = 'Pending'"),
         postgresql_where=text("state = 'Pending'"),
+    ),
+    Index(
+        "ix_tasks_run_at",
+        "run_at",
+        sqlite_where=text("state = 'Pending' AND run_at IS NOT NULL"),
+        postgresql_where=text("state = 'Pending' AND run_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_tasks_queue",
+        "user_id",
+        "queue",
+        sqlite_where=text("queue IS NOT NULL AND ended_at IS NULL"),
+        postgresql_where=text("queue IS NOT NULL AND ended_at IS NULL"),
     ),
     Index(
         "ix_tasks_node_id",
@@ -238,7 +273,51 @@ tasks = Table(
         postgresql_where=text("executor = 'agent' AND node_id IS NOT NULL"),
     ),
 )
-"""`place` orders the waiting messages of a session; `version` counts the edits of a waiting one."""
+"""`place` orders the waiting messages of a session; `version` counts the edits of a waiting one.
+
+Across sessions the order is by priority, then `rank`, which is the task's own id until two exchange theirs. A task
+is not claimed before `run_at`. `traceparent` (W3C) names the span that asked for it.
+"""
+
+task_gates = Table(
+    "task_gates",
+    metadata,
+    Column("task_id", Id, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("gate_id", String(200), ForeignKey("gates.id"), primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""The limits that a task holds while a node owns it."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Id, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("command", Json, nullable=False),
+    Column("env", Json, nullable=False),
+    Column("cwd", Text),
+    Column("sandbox", String(16), nullable=False),
+    Column("on_restart", String(16), nullable=False),
+    Column("timeout_s", Float),
+    Column("idle_timeout_s", Float),
+    Column("memory_mb", Integer),
+    Column("retries", Integer, nullable=False),
+    Column("retry_backoff_s", Float, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("host", String(255)),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("error", Text),
+    Column("cpu_s", Float),
+    Column("max_rss_bytes", BigInteger),
+    Column("kill_failures", Integer, nullable=False),
+    Column("metadata", Json, nullable=False),
+    CheckConstraint("sandbox IN ('on', 'off')", name="sandbox"),
+    CheckConstraint("on_restart IN ('end', 'keep')", name="on_restart"),
+    Index("ix_jobs_user_id", "user_id", "id"),
+)
+"""What a task of the executor `process` runs, and how that ended. `failures` are the tries that failed."""
 
 messages = Table(
     "messages",

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from holdfast.clock import rfc3339
 from holdfast.domain.errors import Conflict, NotFound
 from holdfast.domain.users import Role, User
+from holdfast.store import gates
 from holdfast.store.database import Tx
 from holdfast.store.tables import tickets, tokens, users
 
@@ -25,6 +26,8 @@ async def ensure_user(tx: Tx, name: str, role: Role, new_id: str) -> User:
     if found is not None:
         return found
     await tx.conn.execute(insert(users).values(id=new_id, name=name, role=role, created_at=tx.now))
+    await gates.ensure(tx, f"user:{new_id}", None)
+    await gates.ensure(tx, f"queue:{new_id}:default", 1, new_id)
     return User(new_id, name, role)
 
 

@@ -2,6 +2,7 @@
 
 import { serverClock } from "./clock";
 import type { Message } from "./frames";
+import type { Job, JobQueue, NewJob, QueueState } from "./jobs";
 
 export interface Session {
   id: string;
@@ -42,6 +43,11 @@ export class Problem extends Error {
   }
 }
 
+interface Fault {
+  pointer: string;
+  detail: string;
+}
+
 async function call<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
   const init: RequestInit = { method, headers: { ...headers } };
   if (body !== undefined) {
@@ -56,8 +62,9 @@ async function answered(path: string, init: RequestInit): Promise<Response> {
   const response = await fetch(path, init);
   serverClock.heard(response.headers.get("Date") ?? "");
   if (response.ok) return response;
-  const told = (await response.json().catch(() => ({}))) as { code?: string; detail?: string };
-  throw new Problem(response.status, told.code ?? "internal", told.detail ?? response.statusText);
+  const told = (await response.json().catch(() => ({}))) as { code?: string; detail?: string; message?: string; errors?: Fault[] };
+  const faults = (told.errors ?? []).map((fault) => `${fault.pointer.slice(1)}: ${fault.detail}`).join("; ");
+  throw new Problem(response.status, told.code ?? "internal", faults || (told.detail ?? told.message ?? response.statusText));
 }
 
 export interface Head {
@@ -90,12 +97,26 @@ function together(chunks: Uint8Array[]): Uint8Array {
   return all;
 }
 
+/** So much of a job's output, from its end, is followed. */
+const TAIL_BYTES = 128 * 1024;
+
 export const links = {
+  jobOutput: (job: string) => `/api/jobs/${job}/output`,
+  jobEvents: (job: string) => `/api/jobs/${job}/output?follow=true&offset=-${TAIL_BYTES}`,
   file: (session: string, path: string) => `/api/sessions/${session}/files/content?path=${encodeURIComponent(path)}`,
   output: (session: string, action: string) => `/api/sessions/${session}/actions/${encodeURIComponent(action)}/output`,
 };
 
 export const api = {
+  queues: () => call<Page<QueueState>>("GET", "/api/queues"),
+  queue: (queue: string) => call<JobQueue>("GET", `/api/jobs/queue?queue=${encodeURIComponent(queue)}`),
+  setMaxRunning: (queue: string, many: number) => call<QueueState>("PATCH", `/api/queues/${encodeURIComponent(queue)}`, { max_running: many }),
+  jobs: (queue: string) => call<Page<Job>>("GET", `/api/jobs?limit=50&queue=${encodeURIComponent(queue)}`),
+  job: (id: string) => call<Job>("GET", `/api/jobs/${id}`),
+  submitJob: (job: NewJob) => call<Job>("POST", "/api/jobs", job),
+  cancelJob: (id: string) => call<unknown>("POST", `/api/jobs/${id}/cancel`, {}),
+  swapJobs: (a: Job, b: Job) =>
+    call<JobQueue>("POST", "/api/queue/swap", { a: a.job_id, b: b.job_id, version_a: a.version, version_b: b.version }),
   me: () => call<{ id: string; name: string; role: string }>("GET", "/api/me"),
   login: (token: string) => call<void>("POST", "/api/login", { token }),
   sessions: (q: string, cursor?: string) => {

@@ -9,6 +9,7 @@ import { Keys } from "./Keys";
 import { Login } from "./Login";
 import { Sidebar } from "./Sidebar";
 
+const JobsPage = lazy(() => import("./jobs/JobsPage"));
 const FilesDialog = lazy(() => import("./FilesDialog"));
 
 export function App() {
@@ -19,14 +20,16 @@ export function App() {
 }
 
 function Workspace({ me }: { me: User }) {
-  const [session, go] = useRoute();
+  const [route, go] = useRoute();
+  const session = route.page === "chat" ? route.session : null;
+  const goTo = (to: string | null) => go({ page: "chat", session: to });
   const [q, setQ] = useState("");
   const { sessions, loading, refresh, more } = useSessions(q);
   const unread = useUnread(sessions, session);
   const [isDark, turn] = useTheme();
   const [keys, setKeys] = useState(false);
   const [open, setOpen] = useState(false);
-  const title = sessions.find((one) => one.id === session)?.title ?? "";
+  const title = route.page === "jobs" ? "Jobs" : (sessions.find((one) => one.id === session)?.title ?? "");
 
   useEffect(() => {
     chat.socket.start();
@@ -37,14 +40,14 @@ function Workspace({ me }: { me: User }) {
     setOpen(false);
   }, [session]);
   usePageTitle(title, refresh);
-  useGlobalKeys({ onKeys: () => setKeys(true), onNew: () => go(null), onLeave: () => setOpen(false) });
+  useGlobalKeys({ onKeys: () => setKeys(true), onNew: () => goTo(null), onLeave: () => setOpen(false) });
 
   /** Say something; a first message makes its session. */
   const say = async (content: string) => {
     const target = session ?? (await api.create()).id;
     chat.open(target);
     chat.send(target, content, newKey());
-    go(target);
+    goTo(target);
     refresh();
   };
 
@@ -58,7 +61,12 @@ function Workspace({ me }: { me: User }) {
         q={q}
         onSearch={setQ}
         onOpen={(to) => {
-          go(to);
+          goTo(to);
+          setOpen(false);
+        }}
+        isJobs={route.page === "jobs"}
+        onJobs={() => {
+          go({ page: "jobs", job: null });
           setOpen(false);
         }}
         onChange={refresh}
@@ -74,11 +82,19 @@ function Workspace({ me }: { me: User }) {
           <button type="button" className="menu" aria-label="Conversations" aria-expanded={open} onClick={() => setOpen(!open)}>
             ☰
           </button>
-          <h1 className="page-title">{session ? title || "Conversation" : "New chat"}</h1>
+          <h1 className="page-title">{session ? title || "Conversation" : title || "New chat"}</h1>
           {session && <FilesButton key={session} session={session} />}
         </header>
         <Banner />
-        <ChatPage key={session ?? "new"} session={session} onSay={say} />
+        {route.page === "chat" ? (
+          <ChatPage key={session ?? "new"} session={session} onSay={say} />
+        ) : (
+          <Boundary text="This page is out of date. Reload it.">
+            <Suspense>
+              <JobsPage job={route.job} onOpen={(job) => go({ page: "jobs", job })} />
+            </Suspense>
+          </Boundary>
+        )}
       </main>
       {keys && <Keys onClose={() => setKeys(false)} />}
     </div>

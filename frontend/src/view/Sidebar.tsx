@@ -12,6 +12,8 @@ interface Props {
   q: string;
   onSearch: (q: string) => void;
   onOpen: (session: string | null) => void;
+  isJobs: boolean;
+  onJobs: () => void;
   onChange: () => void;
   onMore: (() => void) | null;
   isDark: boolean;
@@ -35,6 +37,9 @@ export function Sidebar(props: Props) {
           New chat
         </button>
       </header>
+      <button type="button" className="page-link" aria-current={props.isJobs ? "page" : undefined} onClick={props.onJobs}>
+        Jobs
+      </button>
       <input
         type="search"
         aria-label="Search conversations"

@@ -121,23 +121,34 @@ export function usePageTitle(title: string, onChange: () => void): void {
   }, [title, unseen]);
 }
 
-/** The session that the address names, and how to go to another. */
-export function useRoute(): [string | null, (session: string | null) => void] {
-  const [session, setSession] = useState(fromAddress);
+/** What the page shows: a conversation (null: a new one), or the jobs, perhaps with one of them. */
+export type Route = { page: "chat"; session: string | null } | { page: "jobs"; job: string | null };
+
+/** What the address names, and how to go elsewhere. */
+export function useRoute(): [Route, (to: Route) => void] {
+  const [route, setRoute] = useState(fromAddress);
   useEffect(() => {
-    const back = () => setSession(fromAddress());
+    const back = () => setRoute(fromAddress());
     window.addEventListener("popstate", back);
     return () => window.removeEventListener("popstate", back);
   }, []);
-  const go = useCallback((to: string | null) => {
-    if (to !== fromAddress()) history.pushState(null, "", to ? `/s/${to}` : "/");
-    setSession(to);
+  const go = useCallback((to: Route) => {
+    const address = addressOf(to);
+    if (address !== location.pathname) history.pushState(null, "", address);
+    setRoute(to);
   }, []);
-  return [session, go];
+  return [route, go];
 }
 
-function fromAddress(): string | null {
-  return /^\/s\/([0-9a-f-]{36})$/.exec(location.pathname)?.[1] ?? null;
+function addressOf(route: Route): string {
+  if (route.page === "jobs") return route.job ? `/jobs/${route.job}` : "/jobs";
+  return route.session ? `/s/${route.session}` : "/";
+}
+
+function fromAddress(): Route {
+  const jobs = /^\/jobs(?:\/([0-9a-f-]{36}))?$/.exec(location.pathname);
+  if (jobs) return { page: "jobs", job: jobs[1] ?? null };
+  return { page: "chat", session: /^\/s\/([0-9a-f-]{36})$/.exec(location.pathname)?.[1] ?? null };
 }
 
 /** A text that survives a reload. The component that uses it lives as long as its session is shown. */

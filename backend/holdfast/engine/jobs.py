@@ -1,0 +1,471 @@
+"""Carries out jobs: starts their commands, keeps their output, keeps their time, and sees to their one end.
+
+A cancel, a limit, the end of the service: whatever stops a job sets its token once; what lives of it is ended by
+`engine.processes` alone, and only then the job ends in the store.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from holdfast.agents.cancel import CancelToken
+from holdfast.agents.sandbox import Unconfined
+from holdfast.clock import Clock
+from holdfast.domain.errors import LeaseLost, Unavailable
+from holdfast.domain.tasks import job_status
+from holdfast.engine.adopted import Adopted
+from holdfast.engine.joblog import JobLog, keeper_command
+from holdfast.engine.keeper import STREAMS, LogFull, LogWriter
+from holdfast.engine.launch import launch
+from holdfast.engine.leftovers import Leftovers
+from holdfast.engine.meters import Meters
+from holdfast.engine.patience import Patience
+from holdfast.engine.processes import Ending, Process, ProcessIdentity, new_mark, process_started
+from holdfast.engine.worker import Claimed
+from holdfast.engine.workshop import Workshop
+from holdfast.store import job_steps, jobs, processes
+from holdfast.store.database import Database
+from holdfast.store.job_steps import JobClaim, JobEnd, Place
+from holdfast.store.nodes import Orphan
+from holdfast.store.processes import Known
+
+log = logging.getLogger("holdfast.job")
+
+_REMEMBERED = 10_000
+_LINGER_S = 0.25
+_INTERRUPTED = "The service that ran it has ended"
+
+
+@dataclass(slots=True)
+class LiveJob:
+    """A job of this process."""
+
+    claim: JobClaim
+    token: CancelToken = field(default_factory=CancelToken)
+    process: Process | Adopted | None = None
+    stopped_by: Literal["cancel", "limit", "leaving", "lost"] | None = None
+    fault: str | None = None
+    detached: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_at: float = field(default_factory=time.monotonic)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Jobs:
+    """The executor of jobs on one node. `adopt` begins a claim that came without claiming."""
+
+    def __init__(
+        self,
+        database: Database,
+        workshop: Workshop,
+        leftovers: Leftovers,
+        clock: Clock,
+        *,
+        node: Callable[[], str],
+        chance: Callable[[], float],
+        patience_s: float,
+        meters: Meters,
+    ) -> None:
+        self._database = database
+        self._workshop = workshop
+        self._leftovers = leftovers
+        self._clock = clock
+        self._node = node
+        self._chance = chance
+        self._patiently = Patience(database, clock, patience_s)
+        self._meters = meters
+        self._live: dict[str, LiveJob] = {}
+        self._early: dict[str, str | None] = {}
+        self._leaving = False
+        self._background: set[asyncio.Future[object]] = set()
+        self.adopt: Callable[[JobClaim], None] | None = None
+
+    def log_of(self, job: str) -> JobLog:
+        """What a job has said, as far as this host keeps it."""
+        return JobLog(self._workshop.job_folder(job))
+
+    def live(self, job: str) -> LiveJob | None:
+        """A job that this process carries out."""
+        return self._live.get(job)
+
+    async def claim(self, limit: int) -> Claimed:
+        """See `Executor`."""
+        place = self._place()
+        found = await self._database.transact(lambda tx: job_steps.claim(tx, place, new_mark, limit=limit))
+        for claim in found.jobs:
+            self._enter(LiveJob(claim))
+            due_at = max(claim.created_at, claim.run_at or claim.created_at)
+            self._meters.waited("process", max(0.0, (claim.started_at - due_at).total_seconds()))
+        return Claimed(found.jobs, found.again, found.due_in_s)
+
+    def cancel(self, task: str, reason: str | None = None) -> None:
+        """See `Executor`. A job that is not here yet is stopped as soon as it is."""
+        live = self._live.get(task)
+        if live is not None:
+            self._stop(live, "cancel")
+            return
+        self._early[task] = reason
+        while len(self._early) > _REMEMBERED:
+            self._early.pop(next(iter(self._early)))
+
+    def lose(self, task: str) -> None:
+        """See `Executor`."""
+        live = self._live.get(task)
+        if live is not None and live.claim.on_restart == "keep":
+            self._detach(live)
+        elif live is not None:
+            self._stop(live, "lost")
+
+    def hand_back(self) -> None:
+        """See `Executor`."""
+        self.leave()
+        for live in list(self._live.values()):
+            self._stop(live, "leaving")
+
+    def leave(self) -> None:
+        """The node leaves: jobs that are to be kept go on without it, at once."""
+        self._leaving = True
+        for live in list(self._live.values()):
+            if live.claim.on_restart == "keep" and live.stopped_by is None and live.process is not None:
+                self._detach(live)
+
+    async def run(self, claim: JobClaim) -> None:
+        """See `Executor`."""
+        live = self._live[claim.job]
+        try:
+            end = await self._carry_out(live)
+            if end is not None:
+                await self._end(live, end)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.ensure_future(self._abandon(live)))
+            raise
+        except LeaseLost as lost:
+            log.warning("lease lost: %s", lost)
+            await self._abandon(live)
+        except Unavailable:
+            log.error("job %s: the database is gone; it is ended when that is back", claim.job)
+            await self._abandon(live)
+        except Exception:
+            log.exception("job %s could not be ended; it is left to the recovery", claim.job)
+            await self._abandon(live)
+        finally:
+            self._live.pop(claim.job, None)
+            live.done.set()
+            live.news.set()
+
+    async def recover(self, orphan: Orphan) -> bool:
+        """A job whose node is dead: take it over, or end it with all that it started. False: not for this host."""
+        async with self._database.read() as conn:
+            row = await jobs.row_of(conn, orphan.task)
+        keep = row["on_restart"] == "keep" and row["cancellation_status"] is None
+        if keep and row["host"] not in (None, self._workshop.host):
+            return False
+        end = JobEnd(outcome="failed", error=_INTERRUPTED)
+        try:
+            if keep and self.adopt is not None and not self._leaving and (live := await self._adopted(orphan)):
+                self._enter(live)
+                self.adopt(live.claim)
+                return True
+            if keep:
+                end = await self._told_by_keeper(orphan) or end
+            await self._leftovers.end_run(orphan.task)
+            chance = self._chance()
+            await self._database.transact(lambda tx: job_steps.end(tx, orphan.task, orphan.attempt, end, chance))
+        except LeaseLost:
+            return False
+        log.warning("job %s: its service is gone; %s", orphan.task, end.error or "it had ended by itself")
+        return True
+
+    async def _adopted(self, orphan: Orphan) -> LiveJob | None:
+        """The job with its process, if that still lives here."""
+        place = self._place()
+        found = await self._left(orphan)
+        if found is None or not _lives(found):
+            return None
+        taken = await self._database.transact(lambda tx: job_steps.adopt(tx, orphan.task, orphan.attempt, place))
+        if taken is None:
+            return None
+        claim, known = taken
+        log.info("job %s: adopted with process %s", claim.job, known.pid)
+        return LiveJob(claim, process=Adopted(_identity(known)))
+
+    async def _told_by_keeper(self, orphan: Orphan) -> JobEnd | None:
+        """How a kept job has ended while no service looked."""
+        found = await self._left(orphan)
+        record = self.log_of(orphan.task).exit_record(found.mark) if found else None
+        if record is None:
+            return None
+        return _end_of(record.exit_code, record.signal, record.cpu_s, record.max_rss_bytes, too_much=record.too_much)
+
+    async def _left(self, orphan: Orphan) -> Known | None:
+        found = await self._database.transact(lambda tx: processes.of_run(tx, orphan.task))
+        return next((known for known in found if known.boot_id == self._workshop.boot_id), None)
+
+    def _place(self) -> Place:
+        return Place(self._node(), self._workshop.host, self._workshop.boot_id)
+
+    def _enter(self, live: LiveJob) -> None:
+        self._live[live.claim.job] = live
+        if live.claim.job in self._early:
+            self._early.pop(live.claim.job)
+            self._stop(live, "cancel")
+
+    def _stop(self, live: LiveJob, by: Literal["cancel", "limit", "leaving", "lost"]) -> None:
+        if live.stopped_by is None and not live.detached.is_set():
+            live.stopped_by = by
+            live.token.set(by)
+
+    async def _carry_out(self, live: LiveJob) -> JobEnd | None:
+        """From the start to the end of the process; None when the job goes on without this service."""
+        writer: LogWriter | None = None
+        if live.process is None:
+            if live.token.is_set:
+                return self._stopped(live, None)
+            try:
+                writer = await self._start(live)
+            except (OSError, ValueError) as error:
+                return JobEnd(outcome="failed", error=f"It could not be started: {_in_words(error)}")
+        live.token.on_set(lambda: self._end_process(live))
+        if self._leaving and live.claim.on_restart == "keep":
+            self._detach(live)
+        limits = asyncio.create_task(self._keep_time(live))
+        try:
+            return await self._result(live)
+        finally:
+            limits.cancel()
+            if writer is not None:
+                writer.close()
+
+    async def _start(self, live: LiveJob) -> LogWriter | None:
+        """Start the command; the writer of its output, when that is this service's to write."""
+        claim, shop = live.claim, self._workshop
+        files = self.log_of(claim.job)
+        files.make()
+        kept = claim.on_restart == "keep"
+        writer = None if kept else LogWriter(str(files.log), str(files.index), shop.output_bytes)
+        limits = shop.limits
+        if claim.memory_mb is not None:
+            limits = replace(limits, memory_bytes=claim.memory_mb << 20)
+        folder, as_owner, inner = _working_folder(claim, files.folder)
+        python = sys.executable
+        keeper = keeper_command(files, claim.mark, shop.output_bytes, _LINGER_S, python) if kept else []
+        try:
+            process = await launch(
+                [*inner, *_argv(claim)],
+                folder,
+                Unconfined() if claim.sandbox == "off" else shop.sandbox,
+                session=claim.job,
+                limits=limits,
+                total_memory_bytes=shop.total_memory_bytes,
+                on_output=lambda stream, data: self._hear(live, writer, stream, data),
+                mark=claim.mark,
+                env=claim.env,
+                as_owner=as_owner,
+                keeper=keeper,
+                on_stuck=lambda failures: self._tell_stuck(live, failures),
+            )
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
+        live.process = process
+        identity = process.identity
+        self._in_background(
+            self._database.transact(lambda tx: processes.started(tx, claim.mark, identity.pid, identity.started, None))
+        )
+        return writer
+
+    def _hear(self, live: LiveJob, writer: LogWriter | None, stream: str, data: bytes) -> None:
+        live.heard_at = time.monotonic()
+        if writer is None:
+            log.error("job %s: its keeper says: %s", live.claim.job, data.decode(errors="replace")[:500])
+            return
+        try:
+            writer.write(STREAMS.index(stream), data)
+        finally:
+            live.news.set()
+
+    async def _result(self, live: LiveJob) -> JobEnd | None:
+        """Wait for the end of the process, and put it into words; None when it goes on without this service."""
+        process = live.process
+        assert process is not None
+        waiting, left = asyncio.ensure_future(process.wait()), asyncio.ensure_future(live.detached.wait())
+        try:
+            await asyncio.wait({waiting, left}, return_when=asyncio.FIRST_COMPLETED)
+            if live.detached.is_set():
+                return None
+            ending = await waiting
+        except LogFull:
+            live.fault = f"It was stopped: it said more than {self._workshop.output_bytes >> 20} MiB"
+            ending = await process.stop(0.0)
+        finally:
+            waiting.cancel()
+            left.cancel()
+        return self._put(live, process, ending)
+
+    def _put(self, live: LiveJob, process: Process | Adopted, ending: Ending) -> JobEnd:
+        """How it ended, by what the kernel or the keeper says, and why it was stopped if it was."""
+        claim = live.claim
+        end = _end_of(ending.exit_code, ending.signal, ending.cpu_s, ending.peak_memory_bytes)
+        if claim.on_restart == "keep":
+            record = self.log_of(claim.job).exit_record(claim.mark)
+            if record is not None:
+                usage = (record.cpu_s, ending.peak_memory_bytes or record.max_rss_bytes)
+                end = _end_of(record.exit_code, record.signal, *usage, too_much=record.too_much)
+        if ending.how != "exited":
+            self._meters.killed(ending.how)
+        if ending.out_of_memory:
+            end = _with(end, error="It ran out of memory")
+        if live.fault is not None:
+            end = _with(end, outcome="failed", error=live.fault)
+        end = _with(end, kill_failures=process.kill_failures)
+        return self._stopped(live, end)
+
+    def _stopped(self, live: LiveJob, end: JobEnd | None) -> JobEnd:
+        """The end of a job that was stopped, with what is known of its process."""
+        end = end or JobEnd(outcome="failed")
+        if live.stopped_by == "cancel":
+            return _with(end, outcome="cancelled", error=None)
+        if live.stopped_by in ("leaving", "lost"):
+            return _with(end, outcome="failed", error=_INTERRUPTED)
+        return end
+
+    async def _end(self, live: LiveJob, end: JobEnd) -> None:
+        """Commit the end, however long the database is away: what has happened is not forgotten."""
+        claim, chance = live.claim, self._chance()
+        while True:
+            try:
+                state = await self._patiently(lambda tx: job_steps.end(tx, claim.job, claim.attempt, end, chance))
+                break
+            except Unavailable:
+                log.error("job %s has ended; it is written down when the database is back", claim.job)
+        took_s = max(0.0, (self._clock.now() - claim.started_at).total_seconds())
+        self._meters.ran("process", took_s, job_status(state))
+        log.info("job %s: %s%s", claim.job, job_status(state), f" ({end.error})" if end.error else "")
+
+    async def _keep_time(self, live: LiveJob) -> None:
+        """Stop the job when it has run, or been silent, for too long."""
+        claim = live.claim
+        began = time.monotonic() - max(0.0, (self._clock.now() - claim.started_at).total_seconds())
+        while claim.timeout_s is not None or claim.idle_timeout_s is not None:
+            bounds: list[tuple[float, str]] = []
+            if claim.timeout_s is not None:
+                bounds.append((began + claim.timeout_s, f"Timed out after {claim.timeout_s:g} s"))
+            if claim.idle_timeout_s is not None:
+                silent = f"Timed out: it said nothing for {claim.idle_timeout_s:g} s"
+                bounds.append((self._last_heard(live) + claim.idle_timeout_s, silent))
+            until, fault = min(bounds)
+            if (left_s := until - time.monotonic()) <= 0:
+                live.fault = live.fault or fault
+                self._stop(live, "limit")
+                return
+            await asyncio.sleep(left_s)
+
+    def _last_heard(self, live: LiveJob) -> float:
+        """When the job last said something, on the monotonic clock; a keeper writes without telling us."""
+        if live.claim.on_restart != "keep":
+            return live.heard_at
+        try:
+            ago = self._clock.now().timestamp() - self.log_of(live.claim.job).log.stat().st_mtime
+        except OSError:
+            return live.heard_at
+        return max(live.heard_at, time.monotonic() - max(0.0, ago))
+
+    def _end_process(self, live: LiveJob) -> None:
+        """The one way in which the process of a job is ended."""
+        if live.process is not None and not live.detached.is_set():
+            grace_s = 0.0 if live.stopped_by == "lost" else self._workshop.kill_grace_s
+            self._in_background(live.process.stop(grace_s))
+
+    def _detach(self, live: LiveJob) -> None:
+        if live.process is not None and not live.detached.is_set():
+            log.info("job %s: goes on without this service", live.claim.job)
+            live.detached.set()
+            live.process.detach()
+
+    async def _abandon(self, live: LiveJob) -> None:
+        """Let go of a job that belongs to somebody else: it is killed, or left to whoever adopts it."""
+        if live.claim.on_restart == "keep":
+            self._detach(live)
+        elif live.process is not None:
+            await live.process.stop(0.0)
+
+    def _tell_stuck(self, live: LiveJob, failures: int) -> None:
+        self._meters.kill_failures += 1
+        job, attempt = live.claim.job, live.claim.attempt
+        self._in_background(self._database.transact(lambda tx: job_steps.stuck(tx, job, attempt, failures)))
+
+    def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+
+        def done(ended: "asyncio.Future[object]") -> None:
+            self._background.discard(task)
+            if not ended.cancelled() and (fault := ended.exception()) is not None:
+                log.warning("beside a job: %r", fault)
+
+        task.add_done_callback(done)
+
+
+def _with(end: JobEnd, **changes: Any) -> JobEnd:
+    """`end` with other values."""
+    return msgspec.structs.replace(end, **changes)
+
+
+def _end_of(
+    exit_code: int | None, number: int | None, cpu_s: float | None, memory: int | None, *, too_much: bool = False
+) -> JobEnd:
+    error = None
+    if too_much:
+        error = "It was stopped: it said more than is kept"
+    elif number is not None:
+        error = f"Ended by signal {number} ({_signal_name(number)})"
+    elif exit_code is None:
+        error = "It was killed"
+    elif exit_code != 0:
+        error = f"Exited with code {exit_code}"
+    outcome = "success" if error is None else "failed"
+    return JobEnd(outcome=outcome, error=error, exit_code=exit_code, signal=number, cpu_s=cpu_s, max_rss_bytes=memory)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "?"
+
+
+def _argv(claim: JobClaim) -> list[str]:
+    return ["/bin/bash", "-c", claim.command] if isinstance(claim.command, str) else claim.command
+
+
+def _working_folder(claim: JobClaim, folder: Path) -> tuple[Path, bool, list[str]]:
+    """Where a job works, whether as the owner of that folder, and what goes into a folder within it first."""
+    if claim.cwd is not None and claim.cwd.startswith("/"):
+        return Path(claim.cwd), True, []
+    own = folder / "work"
+    own.mkdir(parents=True, exist_ok=True, mode=0o700)
+    inner = [] if claim.cwd is None else ["/bin/sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"', claim.cwd]
+    return own, False, inner
+
+
+def _identity(known: Known) -> ProcessIdentity:
+    return ProcessIdentity(known.boot_id, known.pid or 0, known.started or "unknown", known.mark)
+
+
+def _lives(known: Known) -> bool:
+    return known.pid is not None and process_started(known.pid) == known.started
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
