@@ -12,15 +12,20 @@ PACKAGE = Path(__file__).parents[1] / "backend" / "holdfast"
 
 MAY_IMPORT = {
     "domain": {"domain"},
-    "agents": {"agents", "domain"},
-    "store": {"store", "domain", "clock"},
-    "engine": {"engine", "store", "agents", "domain", "clock", "config"},
-    "api": {"api", "engine", "store", "agents", "domain", "clock", "config", "portable", "telemetry", "__version__"},
+    "agents": {"agents", "domain", "tracing"},
+    "store": {"store", "domain", "clock", "tracing"},
+    "engine": {"engine", "store", "agents", "domain", "clock", "config", "context", "tracing"},
+    "api": {
+        *("api", "engine", "store", "agents", "domain", "clock", "config", "context", "portable", "telemetry"),
+        *("tracing", "__version__"),
+    },
+    "context": set[str](),
+    "tracing": set[str](),
     "clock": set[str](),
     "config": {"agents"},
     "portable": {"store", "domain", "clock"},
     "preparation": {"store", "agents", "domain", "config"},
-    "telemetry": {"engine", "clock"},
+    "telemetry": {"engine", "clock", "context"},
     "terminal": {"terminal", "domain", "clock", "__version__"},
 }
 """What of Holdfast each layer may import; `serving`, `administration`, `doctor` and `cli` may import all."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from holdfast import __version__
+from holdfast import __version__, tracing
 from holdfast.agents.resolve import AgentNotFound, resolve_agent
 from holdfast.config import Settings
 from holdfast.preparation import NotReady, check_sandbox, find_tools, open_database, prepare
@@ -40,11 +40,15 @@ def serve(settings: Settings, listen_fd: int | None = None) -> int:
     from holdfast.api.app import create_app  # noqa: PLC0415 - a fault is told before half a second of imports
     from holdfast.api.server import serve as serve_app  # noqa: PLC0415 - the same
 
+    end_traces = tracing.set_up()
     app = create_app(settings, database, agent, toolbox, sandbox)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    return serve_app(app, settings, listener, shown if listen_fd is None else None)
+    try:
+        return serve_app(app, settings, listener, shown if listen_fd is None else None)
+    finally:
+        end_traces()
 
 
 async def _prepare_once(settings: Settings) -> None:

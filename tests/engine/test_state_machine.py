@@ -137,9 +137,13 @@ class Machine(RuleBasedStateMachine):
             return await runs.send(tx, self.user, session, content, key=name, if_busy=busy, ids=ids)
 
         try:
-            self.do(self.database.transact(work))
+            _, dup = self.do(self.database.transact(work))
         except HoldfastError:
             assert key is not None  # The same key with another ifBusy is another request.
+            return
+        if busy == "interrupt" and not dup:
+            mine = [claim for node in self.nodes for claim, _ in node.mine.values()]
+            self.cancelled |= {claim.run for claim in mine if claim.session == session}
 
     @rule(which=st.integers(0, 1), limit=st.integers(1, 3))
     def claim(self, which: int, limit: int) -> None:

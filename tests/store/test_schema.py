@@ -59,7 +59,7 @@ def test_the_sql_can_be_printed(dialect: str) -> None:
     assert "CREATE VIEW message_contents" in printed
 
 
-async def explained(database: Database, statement: Select[Any]) -> str:
+async def explained(database: Database, statement: Select[*tuple[Any, ...]]) -> str:
     """How the database carries out a query; PostgreSQL as it would with many rows."""
     query = str(statement.compile(database.writer.sync_engine, compile_kwargs={"literal_binds": True}))
     async with database.writer.connect() as conn:

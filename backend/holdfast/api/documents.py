@@ -162,6 +162,7 @@ HAND_WRITTEN: dict[str, Any] = {
         }
     ),
     "QueueList": _list("QueueState"),
+    "QueueCancelled": _object({"queue": _STRING, "removed": {"type": "integer"}, "stopping": {"type": "integer"}}),
     "JobCancelled": _object(
         {
             "success": {"type": "boolean"},

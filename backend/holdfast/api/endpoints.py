@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from holdfast import tracing
+from holdfast.context import about
 from holdfast.domain.errors import Forbidden
 from holdfast.domain.users import User
 
@@ -54,7 +56,8 @@ class Endpoint:
             user = await services.authenticator.identify(request)
             if self.admin and not user.is_admin:
                 raise Forbidden("Only an admin may do this")
-            return await self.handler(Call(request, user, services))
+            with about(user=user.id), tracing.span(f"{self.method} {self.path}", user=user.id):
+                return await self.handler(Call(request, user, services))
 
         return Route(self.path, endpoint, methods=[self.method])
 

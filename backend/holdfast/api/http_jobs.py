@@ -28,7 +28,7 @@ _SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
 _PING_S = 15.0
 
 
-async def submit(call: Call) -> Response:
+async def submit_job(call: Call) -> Response:
     """Put a job into a queue."""
     body = await bodies.read(call.request, NewJob, limit=_BODY_BYTES)
     spec = _spec(call, body)
@@ -56,7 +56,7 @@ async def list_jobs(call: Call) -> Response:
     return JsonResponse({"items": items, "next": bodies.make_cursor(items[-1]["job_id"]) if more else None})
 
 
-async def get_queue(call: Call) -> Response:
+async def get_job_queue(call: Call) -> Response:
     """A queue: its numbers, what runs, and what waits, the first in line first."""
     queue = _queue_name(call.request.query_params.get("queue", "default"))
     database = call.services.database
@@ -81,6 +81,14 @@ async def edit_queue(call: Call) -> Response:
     async with call.services.database.read() as conn:
         found = await jobs.queues_of(conn, call.user)
     return JsonResponse(next(one for one in found if one["name"] == queue))
+
+
+async def cancel_queue(call: Call) -> Response:
+    """Cancel all that waits or runs in a queue."""
+    queue = _queue_name(call.path("name"), "name")
+    body = await bodies.read(call.request, bodies.CancelBody, limit=_BODY_BYTES, optional=True)
+    removed, stopping = await call.services.engine.cancel_queue(call.user, queue, body.reason)
+    return JsonResponse({"queue": queue, "removed": removed, "stopping": stopping})
 
 
 async def get_job(call: Call) -> Response:
@@ -113,7 +121,7 @@ async def cancel_job(call: Call) -> Response:
     return JsonResponse({**told, "message": f"Job already finished with status: {found.previous}"}, 409)
 
 
-async def get_output(call: Call) -> Response:
+async def get_job_output(call: Call) -> Response:
     """What a job has said: bytes from an offset, or followed as events until its end."""
     job = call.path("id")
     try:
@@ -279,7 +287,7 @@ def _offset(text: str) -> int:
 
 
 ENDPOINTS = [
-    Endpoint("POST", "/api/jobs", submit, "Submit a job", NewJob, answers={201: "Job"}),
+    Endpoint("POST", "/api/jobs", submit_job, "Submit a job", NewJob, answers={201: "Job"}),
     Endpoint(
         "GET",
         "/api/jobs",
@@ -297,7 +305,7 @@ ENDPOINTS = [
     Endpoint(
         "GET",
         "/api/jobs/queue",
-        get_queue,
+        get_job_queue,
         "Get a queue with its jobs",
         query={"queue": "its name; `default` unless told"},
         answers={200: "JobQueue"},
@@ -305,6 +313,15 @@ ENDPOINTS = [
     Endpoint("GET", "/api/queues", list_queues, "List the queues", answers={200: "QueueList"}),
     Endpoint(
         "PATCH", "/api/queues/{name}", edit_queue, "Change or make a queue", QueueEdit, answers={200: "QueueState"}
+    ),
+    Endpoint(
+        "POST",
+        "/api/queues/{name}/cancel",
+        cancel_queue,
+        "Cancel all of a queue",
+        bodies.CancelBody,
+        body_optional=True,
+        answers={200: "QueueCancelled"},
     ),
     Endpoint("GET", "/api/jobs/{id}", get_job, "Get a job", answers={200: "Job"}),
     Endpoint(
@@ -319,7 +336,7 @@ ENDPOINTS = [
     Endpoint(
         "GET",
         "/api/jobs/{id}/output",
-        get_output,
+        get_job_output,
         "Get what a job has said",
         query={"offset": "the first byte; below 0 it counts from the end", "follow": "`true`: server-sent events"},
         answers={200: ""},

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from holdfast.api.problems import JsonResponse
 from holdfast.domain.errors import Forbidden
+from holdfast.store.gates import waiting
 from holdfast.store.health import answers
 
 _CHECK_S = 2.0
@@ -36,4 +37,6 @@ async def metrics(request: Request) -> Response:
     user = await services.authenticator.identify(request)
     if not user.is_admin:
         raise Forbidden("Only an admin may do this")
+    async with services.database.read() as conn:
+        services.metrics.waiting = await waiting(conn)
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

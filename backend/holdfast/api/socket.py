@@ -15,11 +15,13 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from holdfast import tracing
 from holdfast.api import problems
 from holdfast.api.auth import Authenticator, offered
 from holdfast.api.bodies import unstorable
 from holdfast.clock import is_id, new_id
 from holdfast.config import Settings
+from holdfast.context import about
 from holdfast.domain import frames
 from holdfast.domain.cursors import Cursor, snapshot_reason
 from holdfast.domain.errors import (
@@ -262,8 +264,12 @@ class Connection:
         try:
             while self._commands:
                 frame = self._commands[0]
+                kind = str(frame.__struct_config__.tag)
+                session = getattr(frame, "session", None)
+                names = {"session": session, "user": self._user.id}
                 try:
-                    self._put(await self._answer(frame))
+                    with about(**names), tracing.span(f"frame {kind}", **names):
+                        self._put(await self._answer(frame))
                 except HoldfastError as error:
                     self._put(frames.error(frame.id, error))
                 except Exception as error:

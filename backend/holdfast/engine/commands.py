@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from holdfast import tracing
 from holdfast.agents.cancel import CancelToken
 from holdfast.agents.tools import CommandResult
 from holdfast.engine.launch import launch
@@ -68,7 +69,8 @@ class Commands:
         self._live.add(process)
         self._cancelled.on_set(lambda: self._stop(process))
         try:
-            ending, flooded = await self._wait(process, timeout_s)
+            with tracing.span("process", pid=process.pid):
+                ending, flooded = await self._wait(process, timeout_s)
         except asyncio.CancelledError:
             await asyncio.shield(process.stop(self._grace_s))
             raise
@@ -76,6 +78,8 @@ class Commands:
             self._live.discard(process)
             output.close()
             await asyncio.wait({known})
+        if ending.how != "exited":
+            self._workshop.meters.killed(ending.how)
         if self._cancelled.is_set and ending.how != "exited":
             self.ended.append({"pid": process.pid, "how": ending.how})
         if announced is None:
@@ -112,6 +116,7 @@ class Commands:
 
     def _tell_stuck(self, failures: int) -> None:
         """A kill had no effect: people see it in the session."""
+        self._workshop.meters.kill_failures += 1
         telling = asyncio.ensure_future(
             self._database.transact(lambda tx: processes.stuck(tx, self._session, failures))
         )

@@ -22,7 +22,6 @@ from holdfast.engine.hub import Hub
 from holdfast.engine.jobs import Jobs
 from holdfast.engine.lease import Lease
 from holdfast.engine.leftovers import Leftovers
-from holdfast.engine.meters import Meters
 from holdfast.engine.registry import AgentTaskRegistry, get_agent_task_registry
 from holdfast.engine.runner import Runner
 from holdfast.engine.watcher import Watcher
@@ -66,7 +65,7 @@ class Engine:
         self.journal = Journal(database, self.clock, patience_s=settings.db_patience_s)
         self.hub = Hub(self.journal)
         self.workshop = Workshop(settings, toolbox, sandbox)
-        self.meters = Meters()
+        self.meters = self.workshop.meters
         leftovers = Leftovers(database, self.workshop.host, settings.kill_grace_s)
         self.lease = Lease(
             database,
@@ -98,16 +97,15 @@ class Engine:
             node=self._node,
             chance=random.random,
             patience_s=settings.db_patience_s,
-            meters=self.meters,
         )
         self.worker = Worker(self.runner, self.lease, limit=settings.max_runs)
         self.job_worker = Worker(self.jobs, self.lease, limit=settings.max_jobs)
         self.lease.recover_job = self.jobs.recover
         if settings.role != "web":
             self.jobs.adopt = self.job_worker.begin
-        workers = {"agent": self.worker, "process": self.job_worker}
-        self.enforcer = Enforcer(database, self.lease, workers)
-        self.watcher = Watcher(self.journal, self.hub, self.enforcer, workers.values())
+        self.workers = {"agent": self.worker, "process": self.job_worker}
+        self.enforcer = Enforcer(database, self.lease, self.workers)
+        self.watcher = Watcher(self.journal, self.hub, self.enforcer, self.workers.values())
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -246,6 +244,18 @@ class Engine:
             return found, True
         self.job_worker.cancel(job, reason)
         return found, await self._job_ended(job, self.settings.kill_grace_s + 2.0)
+
+    async def cancel_queue(self, user: User, queue: str, reason: str | None = None) -> tuple[int, int]:
+        """Cancel all of a queue: (how many were taken out of it, how many run and are stopped now).
+
+        Raises:
+            InvalidRequest: there is no such queue.
+            Unavailable.
+        """
+        removed, active = await self.database.transact(lambda tx: jobs.cancel_queue(tx, user, queue, reason))
+        for job in active:
+            self.job_worker.cancel(job, reason)
+        return removed, len(active)
 
     async def _job_ended(self, job: str, within_s: float) -> bool:
         """Wait for the end of a job, here or on another node."""

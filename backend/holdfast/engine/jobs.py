@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from holdfast import tracing
 from holdfast.agents.cancel import CancelToken
 from holdfast.agents.sandbox import Unconfined
 from holdfast.clock import Clock
+from holdfast.context import about
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.tasks import job_status
 from holdfast.engine.adopted import Adopted
@@ -26,7 +28,6 @@ from holdfast.engine.joblog import JobLog, keeper_command
 from holdfast.engine.keeper import STREAMS, LogFull, LogWriter
 from holdfast.engine.launch import launch
 from holdfast.engine.leftovers import Leftovers
-from holdfast.engine.meters import Meters
 from holdfast.engine.patience import Patience
 from holdfast.engine.processes import Ending, Process, ProcessIdentity, new_mark, process_started
 from holdfast.engine.worker import Claimed
@@ -72,7 +73,6 @@ class Jobs:
         node: Callable[[], str],
         chance: Callable[[], float],
         patience_s: float,
-        meters: Meters,
     ) -> None:
         self._database = database
         self._workshop = workshop
@@ -81,7 +81,7 @@ class Jobs:
         self._node = node
         self._chance = chance
         self._patiently = Patience(database, clock, patience_s)
-        self._meters = meters
+        self._meters = workshop.meters
         self._live: dict[str, LiveJob] = {}
         self._early: dict[str, str | None] = {}
         self._leaving = False
@@ -140,6 +140,12 @@ class Jobs:
     async def run(self, claim: JobClaim) -> None:
         """See `Executor`."""
         live = self._live[claim.job]
+        names = {"task": claim.job, "user": claim.user}
+        with about(**names), tracing.going_on(claim.traceparent, "job", **names):
+            await self._run(live)
+
+    async def _run(self, live: LiveJob) -> None:
+        claim = live.claim
         try:
             end = await self._carry_out(live)
             if end is not None:
@@ -166,11 +172,11 @@ class Jobs:
         async with self._database.read() as conn:
             row = await jobs.row_of(conn, orphan.task)
         keep = row["on_restart"] == "keep" and row["cancellation_status"] is None
-        if keep and row["host"] not in (None, self._workshop.host):
+        if keep and (self.adopt is None or row["host"] not in (None, self._workshop.host)):
             return False
         end = JobEnd(outcome="failed", error=_INTERRUPTED)
         try:
-            if keep and self.adopt is not None and not self._leaving and (live := await self._adopted(orphan)):
+            if keep and self.adopt and not self._leaving and (live := await self._adopted(orphan)):
                 self._enter(live)
                 self.adopt(live.claim)
                 return True
@@ -238,7 +244,8 @@ class Jobs:
             self._detach(live)
         limits = asyncio.create_task(self._keep_time(live))
         try:
-            return await self._result(live)
+            with tracing.span("process", pid=live.process.pid if live.process else None):
+                return await self._result(live)
         finally:
             limits.cancel()
             if writer is not None:

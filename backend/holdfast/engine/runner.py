@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
+from holdfast import tracing
 from holdfast.agents.resolve import ResolvedAgent
 from holdfast.agents.shortening import shorten_history
 from holdfast.agents.tools import ApprovalNeeded
 from holdfast.agents.turn import AgentFault, CancelToken, HistoryAction, HistoryMessage, Turn, TurnUser
 from holdfast.clock import Clock, new_id
+from holdfast.context import about
 from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.transcript import Message, fresh_metadata
@@ -72,6 +74,8 @@ class Runner:
         """See `Executor`."""
         node, agent, per_user = self._node(), self._agent.name, self._limit_per_user
         found = await self._database.transact(lambda tx: claims.claim(tx, node, agent, limit=limit, per_user=per_user))
+        for claim in found.runs:
+            self._workshop.meters.waited("agent", claim.waited_s)
         return Claimed(found.runs, found.again)
 
     def cancel(self, task: str, reason: str | None = None) -> None:
@@ -91,8 +95,13 @@ class Runner:
             entry.token.set("hand over")
 
     async def run(self, claim: Claim) -> None:
-        """Carry out a claim to its end; never raises but for cancellation of the task itself."""
-        node = claim.node
+        """See `Executor`."""
+        names = {"task": claim.run, "session": claim.session, "user": claim.user}
+        with about(**names), tracing.going_on(claim.traceparent, "run", **names):
+            await self._run(claim)
+
+    async def _run(self, claim: Claim) -> None:
+        node, began = claim.node, self._clock.monotonic()
         writer = self._journal.open(claim.session, claim.run, claim.attempt, claim.head)
         token = CancelToken()
         writer.on_failure = lambda: token.set("what it says cannot be committed")
@@ -104,6 +113,8 @@ class Runner:
             end = await self._converse(claim, token, speech, actions, said)
             await actions.close()
             await self._finish(claim, node, speech, actions, end)
+            status = "waiting" if isinstance(end, ApprovalNeeded) else end.outcome
+            self._workshop.meters.ran("agent", self._clock.monotonic() - began, status)
         except LeaseLost as lost:
             log.warning("lease lost: %s", lost)
         except Unavailable:

@@ -15,6 +15,7 @@ from holdfast.agents.folder import Folder
 from holdfast.agents.sandbox import Limits, Sandbox, SandboxUnavailable, Unconfined, find_sandbox, uid_of
 from holdfast.agents.tools import Approval, Tool, Toolbox
 from holdfast.config import Settings, approvals_of, folders_of
+from holdfast.engine.meters import Meters
 from holdfast.engine.processes import boot_id
 
 log = logging.getLogger("holdfast.workshop")
@@ -38,6 +39,7 @@ class Workshop:
 
     def __init__(self, settings: Settings, toolbox: Toolbox = BUILTIN, sandbox: Sandbox | None = None) -> None:
         self.toolbox = toolbox
+        self.meters = Meters()
         self.host = socket.gethostname()
         self.boot_id = boot_id()
         self.kill_grace_s = settings.kill_grace_s

@@ -27,6 +27,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     resumed: bool
     head: int
     node: str = ""
+    waited_s: float = 0.0
+    traceparent: str | None = None
 
     @property
     def task(self) -> str:
@@ -75,4 +77,6 @@ async def _start(tx: Tx, task: RowMapping, node: str, agent: str) -> Claim:
         resumed=resumed,
         head=records[-1].seq,
         node=node,
+        waited_s=max(0.0, (tx.now - task["last_updated"]).total_seconds()),
+        traceparent=task["traceparent"],
     )

@@ -20,6 +20,7 @@ from sqlalchemy import event, exc, func, insert, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from holdfast import tracing
 from holdfast.clock import Clock, SystemClock, rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import Unavailable
@@ -236,7 +237,8 @@ class Database:
     async def _attempts(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         for attempt in range(_RETRIES):
             try:
-                return await self._once(work)
+                with tracing.span("commit"):
+                    return await self._once(work)
             except (exc.SQLAlchemyError, OSError) as error:
                 if is_connection_error(error):
                     raise _gone() from error

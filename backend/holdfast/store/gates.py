@@ -87,6 +87,12 @@ async def next_due(conn: AsyncConnection, now: datetime) -> datetime | None:
     return await conn.scalar(later)
 
 
+async def waiting(conn: AsyncConnection) -> dict[str, int]:
+    """How many tasks of each executor wait."""
+    statement = select(tasks.c.executor, func.count()).where(tasks.c.state == TaskState.PENDING)
+    return {row[0]: row[1] for row in await conn.execute(statement.group_by(tasks.c.executor))}
+
+
 def pending(executor: str, now: datetime, default: int) -> Select[Any]:
     """Tasks that may be taken as far as one can see without a lock, in order: due, in turn, and no gate full."""
     full = _full(default)

@@ -12,9 +12,10 @@ import msgspec
 from sqlalchemy import RowMapping, Select, case, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from holdfast import tracing
 from holdfast.clock import is_id, rfc3339
 from holdfast.domain.errors import Conflict, FieldError, InvalidRequest, JobNotFound
-from holdfast.domain.tasks import JobStatus, TaskState, job_states, job_status
+from holdfast.domain.tasks import CancellationStatus, JobStatus, TaskState, job_states, job_status
 from holdfast.domain.users import User
 from holdfast.store import cancels, gates
 from holdfast.store.database import Tx
@@ -60,7 +61,7 @@ def gate_of(user: str, queue: str) -> str:
     return f"queue:{user}:{queue}"
 
 
-async def submit(tx: Tx, user: User, job: str, spec: JobSpec, traceparent: str | None = None) -> dict[str, Any]:
+async def submit(tx: Tx, user: User, job: str, spec: JobSpec) -> dict[str, Any]:
     """Put a job into its queue.
 
     Raises:
@@ -79,7 +80,7 @@ async def submit(tx: Tx, user: User, job: str, spec: JobSpec, traceparent: str |
         "run_at": spec.run_at,
         "attempt": 0,
         "version": 1,
-        "traceparent": traceparent,
+        "traceparent": tracing.traceparent(),
         "created_at": tx.now,
         "last_updated": tx.now,
     }
@@ -247,6 +248,30 @@ async def cancel(tx: Tx, user: User, job: str, reason: str | None) -> JobCancel:
         await end_task(tx, task, End(outcome="cancelled"))
         await tx.conn.execute(update(jobs).where(jobs.c.id == job).values(error=CANCELLED))
     return JobCancel(previous)
+
+
+async def cancel_queue(tx: Tx, user: User, queue: str, reason: str | None) -> tuple[int, list[str]]:
+    """Cancel all of a user's queue: (how many were taken out of it, those that run and are to stop).
+
+    Raises:
+        InvalidRequest: the user has no such queue.
+    """
+    await capacity(tx.conn, user, queue)
+    mine = (tasks.c.user_id == user.id, tasks.c.queue == queue, tasks.c.ended_at.is_(None))
+    statement = select(tasks).where(*mine).order_by(tasks.c.id).with_for_update()
+    rows = (await tx.conn.execute(statement)).mappings().all()
+    active = [row for row in rows if row["node_id"] is not None]
+    for row in active:
+        await cancels.request_cancel(tx, row, user.id, reason)
+    waiting = [row["id"] for row in rows if row["node_id"] is None]
+    values = {"state": TaskState.CANCELED, "ended_at": tx.now, "last_updated": tx.now}
+    values |= {"cancellation_status": CancellationStatus.CANCELLED, "cancel_requested_at": tx.now}
+    values |= {"cancel_requested_by": user.id, "cancel_reason": reason}
+    out = (tasks.c.node_id.is_(None), *mine)
+    ended = select(tasks.c.id).where(*out).scalar_subquery()
+    await tx.conn.execute(update(jobs).where(jobs.c.id.in_(ended)).values(error=CANCELLED))
+    await tx.conn.execute(update(tasks).where(*out).values(**values))
+    return len(waiting), [row["id"] for row in active]
 
 
 async def swap(tx: Tx, user: User, one: tuple[str, int], other: tuple[str, int]) -> None:

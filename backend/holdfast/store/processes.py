@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy import and_, delete, insert, not_, or_, select, update
 
 from holdfast.store.database import Tx
 from holdfast.store.tables import nodes, processes, sessions, tasks
@@ -65,9 +65,14 @@ async def of_run(tx: Tx, run: str) -> list[Known]:
 
 
 async def left_behind(tx: Tx, host: str, boot: str) -> list[Known]:
-    """What dead nodes have left on this host: of another boot nothing lives, but the rows do."""
+    """What dead nodes have left on this host: of another boot nothing lives, but the rows do.
+
+    Processes of a task that its dead node still holds are not among them: the recovery of that task decides.
+    """
     dead = or_(nodes.c.id.is_(None), nodes.c.dead_at.is_not(None))
-    return await _known(tx, and_(or_(processes.c.boot_id == boot, processes.c.host == host), dead))
+    held = select(tasks.c.id).where(tasks.c.id == processes.c.task_id, tasks.c.node_id == processes.c.node_id)
+    here = or_(processes.c.boot_id == boot, processes.c.host == host)
+    return await _known(tx, and_(here, dead, not_(held.exists())))
 
 
 async def _known(tx: Tx, wanted: Any) -> list[Known]:

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import RowMapping, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from holdfast import tracing
 from holdfast.clock import rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import Conflict, InterruptsPending, Overloaded, RunActive, RunNotFound
@@ -153,6 +154,7 @@ async def _enqueue(
         "state": TaskState.PENDING,
         "priority": 0,
         "rank": values["id"],
+        "traceparent": tracing.traceparent(),
         "attempt": 0,
         "version": 1,
         "created_at": tx.now,

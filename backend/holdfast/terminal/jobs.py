@@ -179,10 +179,15 @@ def _logs(jobs: Jobs, arguments: argparse.Namespace) -> int:
 
 
 def _cancel(jobs: Jobs, arguments: argparse.Namespace) -> int:
+    body = {"reason": arguments.reason} if arguments.reason else None
+    if not arguments.id and not arguments.queue:
+        raise Refused("name a job, or a queue with --queue")
+    if arguments.queue:
+        found = jobs.ask("POST", f"/api/queues/{arguments.queue}/cancel", body).json()
+        print(f"{arguments.queue}: {found['removed']} removed, {found['stopping']} stopping", flush=True)
     worst = 0
     for job in arguments.id:
         try:
-            body = {"reason": arguments.reason} if arguments.reason else None
             print(f"{job}  {jobs.ask('POST', f'/api/jobs/{job}/cancel', body).json()['message']}", flush=True)
         except Refused as refused:
             print(f"holdfast: {job}: {refused}", file=sys.stderr)
