@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,9 +229,6 @@ async def test_query_sessions_by_user_and_cancellation_status(make_server: MakeS
 
 
 def _token(server: ServerProcess, name: str) -> str:
-    import subprocess  # noqa: PLC0415 - one helper of this file needs it
-    import sys  # noqa: PLC0415 - the same
-
     command = [sys.executable, "-m", "holdfast.cli", "token", "create", name, "--data-dir", str(server.data_dir)]
     done = subprocess.run(command, env=server.env, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.splitlines()[-1]
@@ -268,14 +267,12 @@ async def test_a_kill_that_fails_is_retried_and_shown_and_never_reported_as_done
         assert re.search(r"^holdfast_kill_failures_total [1-9]", metrics, re.MULTILINE)
     finally:
         (cold / "freezer.state").write_text("THAWED")
+        await until(lambda: not (cold / "cgroup.procs").read_text())
+        cold.rmdir()
     after = await settled(api, session)
     assert (after["process_pid"], after["kill_failures"]) == (None, 0)
     assert not alive(tag)
     assert "could not be killed yet" in backend.log.read_text()
-    async with asyncio.timeout(5):
-        while (cold / "cgroup.procs").read_text():
-            await asyncio.sleep(0.05)
-    cold.rmdir()
 
 
 async def test_a_stopped_process_is_cancelled(api: httpx2.AsyncClient) -> None:

@@ -268,6 +268,9 @@ def test_a_file_that_is_swapped_for_a_link_leads_nowhere(folder: Folder, root: P
             if not (root / "file").is_symlink() and not (root / "other").is_symlink():
                 (root / "fresh").symlink_to(outside / "file")
                 os.replace(root / "fresh", root / "other")
+            elif (root / "file").is_symlink() and (root / "other").is_symlink():  # One was swapped between two looks.
+                (root / "fresh").write_bytes(b"inside")
+                os.replace(root / "fresh", root / "other")
             with contextlib.suppress(FolderError):
                 seen.add(folder.read("file")[0])
             with contextlib.suppress(FolderError):

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -215,7 +214,7 @@ class TestTimes:
 
 class TestTries:
     async def test_one_that_fails_is_tried_again_until_it_succeeds(self, engine: Engine, user: User) -> None:
-        command = "echo try; test -e /work/second && exit 0; test -e /work/first && touch /work/second; touch /work/first; exit 1"
+        command = "echo try; test -e second && exit 0; test -e first && touch second; touch first; exit 1"
         job = await submit(engine, user, command, retries=5, retry_backoff_s=0.05)
         found = await ended(engine, job)
         assert (found["status"], found["failures"], found["attempt"]) == ("completed", 2, 3)
@@ -267,9 +266,8 @@ class TestQueues:
             assert len(found_.tasks) == 1, "one at once"
             taken.append(found_.tasks[0]["id"])
             done = {"state": "Success", "node_id": None, "ended_at": now}
-            await engine.database.transact(
-                lambda tx: tx.conn.execute(update(tasks).where(tasks.c.id == taken[-1]).values(**done))
-            )
+            ending = update(tasks).where(tasks.c.id == taken[-1]).values(**done)
+            await engine.database.transact(lambda tx, ending=ending: tx.conn.execute(ending))
         assert taken == wanted, "and so they are taken"
 
     async def test_places_are_exchanged_with_their_priorities(self, make_engine: MakeEngine, user: User) -> None:
@@ -463,7 +461,7 @@ class TestRestart:
         await said(first, job, b"begun")
         await die(first)
         await said(first, job, b"done")
-        await until(lambda: first.jobs.log_of(job).record.exists())
+        await until(first.jobs.log_of(job).record.exists)
         second = await make_engine(demo, own_database=True, **GRACE)
         found = await ended(second, job)
         assert (found["status"], found["exit_code"]) == ("completed", 0)

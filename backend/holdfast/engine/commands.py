@@ -111,14 +111,14 @@ class Commands:
             total_memory_bytes=self._workshop.total_memory_bytes,
             on_output=output.take,
             mark=mark,
-            on_stuck=self._tell_stuck,
+            on_stuck=lambda failures: self._tell_stuck(mark, failures),
         )
 
-    def _tell_stuck(self, failures: int) -> None:
+    def _tell_stuck(self, mark: str, failures: int) -> None:
         """A kill had no effect: people see it in the session."""
         self._workshop.meters.kill_failures += 1
         telling = asyncio.ensure_future(
-            self._database.transact(lambda tx: processes.stuck(tx, self._session, failures))
+            self._database.transact(lambda tx: processes.stuck(tx, mark, self._session, failures))
         )
         telling.add_done_callback(lambda done: done.exception())
 

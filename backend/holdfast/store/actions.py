@@ -81,7 +81,9 @@ async def finish(tx: Tx, owner: Owner, action: str, result: Result) -> list[ev.R
     """
     mine = (processes.c.task_id == owner.run, processes.c.action_id == action)
     if (await tx.conn.execute(delete(processes).where(*mine))).rowcount:
-        await tx.conn.execute(update(sessions).where(sessions.c.id == owner.session).values(process_pid=None))
+        await tx.conn.execute(
+            update(sessions).where(sessions.c.id == owner.session).values(process_pid=None, kill_failures=0)
+        )
     await own(tx, owner)
     values = _values(tx, result)
     done = await tx.conn.execute(

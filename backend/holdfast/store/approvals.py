@@ -84,7 +84,9 @@ async def wait(
     await tx.conn.execute(
         update(tasks).where(tasks.c.id == run).values(state=TaskState.PAUSED, node_id=None, last_updated=tx.now)
     )
-    await tx.conn.execute(update(sessions_table).filter_by(id=session).values(updated_at=tx.now, process_pid=None))
+    await tx.conn.execute(
+        update(sessions_table).filter_by(id=session).values(updated_at=tx.now, process_pid=None, kill_failures=0)
+    )
     closing: list[ev.Event] = [*end.closing, *told]
     closing.append(ev.TextMessageEnd(message_id=task["message_id"], metadata=metadata))
     outcome = ev.Outcome("interrupt", tuple(_as_told(row) for row in rows))

@@ -235,7 +235,7 @@ async def settle_session(tx: Tx, task: RowMapping, outcome: str) -> None:
     """What a person sees of the session now that a run of it has ended."""
     row = (await tx.conn.execute(select(sessions_table).filter_by(id=task["session_id"]))).mappings().one()
     left = (await tx.conn.execute(unfinished(task["session_id"]))).first()
-    values: dict[str, Any] = {"updated_at": tx.now, "process_pid": None}
+    values: dict[str, Any] = {"updated_at": tx.now, "process_pid": None, "kill_failures": 0}
     if left is None:
         values["ui_status"] = UiStatus.IDLE if outcome == "success" else UiStatus.NEEDS_REVIEW
     if row["cancellation_status"] == CancellationStatus.REQUESTED:

@@ -54,9 +54,10 @@ async def hand_over(tx: Tx, mark: str, node: str) -> None:
     await tx.conn.execute(update(processes).where(processes.c.mark == mark).values(node_id=node))
 
 
-async def stuck(tx: Tx, session: str, failures: int) -> None:
-    """Kills of what runs in a session that did not work so far, for people to see."""
-    await tx.conn.execute(update(sessions).where(sessions.c.id == session).values(kill_failures=failures))
+async def stuck(tx: Tx, mark: str, session: str, failures: int) -> None:
+    """Kills of a session's process that did not work so far, for people to see as long as it lives."""
+    lives = select(processes.c.mark).where(processes.c.mark == mark).exists()
+    await tx.conn.execute(update(sessions).where(sessions.c.id == session, lives).values(kill_failures=failures))
 
 
 async def of_run(tx: Tx, run: str) -> list[Known]:
