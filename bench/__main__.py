@@ -24,7 +24,7 @@ from holdfast.store.journal import Journal
 from holdfast.store.tables import events, messages
 from sqlalchemy import insert
 
-from bench import actions, naive
+from bench import actions, jobs, naive
 from bench.common import ROOT, Row, holdfast, quantiles, serving
 from bench.wire import Reader, Wire, connect
 from tests.support.postgres import PostgresServer
@@ -323,6 +323,12 @@ async def measure(only: str) -> list[Row]:
             rows += await actions.starts()
         if "j" in only:
             rows += await actions.output()
+        if "k" in only:
+            rows += await jobs.claim_rates(postgres, folder)
+        if "l" in only:
+            rows += await jobs.starts()
+        if "m" in only:
+            rows += await jobs.idle()
     finally:
         postgres.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -332,7 +338,7 @@ async def measure(only: str) -> list[Row]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("--only", default="abcdefghij", help="the letters of the parts")
+    parser.add_argument("--only", default="abcdefghijklm", help="the letters of the parts")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = asyncio.run(measure(arguments.only))

@@ -69,9 +69,14 @@ async def explained(database: Database, statement: Select[*tuple[Any, ...]]) -> 
         return "\n".join(row[0] for row in await conn.execute(text(f"EXPLAIN {query}")))
 
 
+def _claiming(executor: str) -> Select[*tuple[Any, ...]]:
+    values = {"executor": executor, "now": datetime(2026, 1, 1, tzinfo=UTC), "default": 10, "limit": 16}
+    return gates._pending().params(values)
+
+
 @pytest.mark.parametrize("executor", ["agent", "process"])
 async def test_claiming_reads_indexes_and_not_the_table(database: Database, executor: str) -> None:
-    plan = await explained(database, gates.pending(executor, datetime(2026, 1, 1, tzinfo=UTC), 10).limit(16))
+    plan = await explained(database, _claiming(executor))
     assert "ix_tasks_pending" in plan, "what waits is found in its order"
     assert "ix_tasks_session_id_state" in plan, "the line of a session"
     assert "SCAN tasks\n" not in plan + "\n"

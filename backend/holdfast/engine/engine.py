@@ -39,6 +39,9 @@ log = logging.getLogger("holdfast.engine")
 
 T = TypeVar("T")
 
+_RUNS_AT_ONCE, _JOBS_AT_ONCE = 16, 64
+"""Tasks claimed in one transaction: short enough that running ones do not wait for it. Runs tell their start in it."""
+
 _LOOK_S = 0.05
 """How often a job of another node is looked at while its end is waited for."""
 
@@ -98,8 +101,8 @@ class Engine:
             chance=random.random,
             patience_s=settings.db_patience_s,
         )
-        self.worker = Worker(self.runner, self.lease, limit=settings.max_runs)
-        self.job_worker = Worker(self.jobs, self.lease, limit=settings.max_jobs)
+        self.worker = Worker(self.runner, self.lease, limit=settings.max_runs, batch=_RUNS_AT_ONCE)
+        self.job_worker = Worker(self.jobs, self.lease, limit=settings.max_jobs, batch=_JOBS_AT_ONCE)
         self.lease.recover_job = self.jobs.recover
         if settings.role != "web":
             self.jobs.adopt = self.job_worker.begin

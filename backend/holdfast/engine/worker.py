@@ -12,9 +12,6 @@ from holdfast.engine.lease import Lease
 
 log = logging.getLogger("holdfast.worker")
 
-_BATCH = 16
-"""Tasks claimed in one transaction: short enough that running ones do not wait for it."""
-
 _AGAIN_S = 0.01
 """About how long to wait for gates that somebody else holds."""
 
@@ -56,12 +53,16 @@ class Executor(Protocol):
 
 
 class Worker:
-    """One claim loop. `poll_s` is the backstop for what nobody has told this process of."""
+    """One claim loop: at most `limit` tasks at once, `batch` in one transaction.
 
-    def __init__(self, executor: Executor, lease: Lease, *, limit: int, poll_s: float = 1.0) -> None:
+    `poll_s` is the backstop for what nobody has told this process of.
+    """
+
+    def __init__(self, executor: Executor, lease: Lease, *, limit: int, batch: int, poll_s: float = 1.0) -> None:
         self._executor = executor
         self._lease = lease
         self._limit = limit
+        self._batch = batch
         self._wake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._draining = False
@@ -116,7 +117,7 @@ class Worker:
 
     async def claim(self) -> bool:
         """Claim once, as much as fits; True when there may be more at once."""
-        free = min(self._limit - len(self._running), _BATCH)
+        free = min(self._limit - len(self._running), self._batch)
         if self._draining or free <= 0 or not self._lease.held:
             return False
         found = await self._executor.claim(free)

@@ -13,7 +13,23 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import CTE, RowMapping, Select, and_, delete, exists, func, insert, literal, not_, or_, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Integer,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -62,22 +78,19 @@ async def take(tx: Tx, executor: str, node: str, *, limit: int, default: int = U
 
     `again` is true when there may be more: some were taken, or somebody else held a gate.
     """
-    found = await _candidates(tx, pending(executor, tx.now, default).limit(limit))
+    wanted = {"executor": executor, "now": tx.now, "default": default, "limit": limit}
+    found = (await tx.conn.execute(_PENDING, wanted)).mappings().all()
     if not found:
         return Taken([], False)
-    through = await _gates_of(tx, found)
-    capacities = await _lock(tx, set[str]().union(*through.values()))
-    if tx.dialect == "postgresql":
-        free = [task for task, names in through.items() if names <= capacities.keys()]
-        found = await _candidates(tx, pending(executor, tx.now, default).where(tasks.c.id.in_(free))) if free else []
-    used = Counter(await _used(tx, set(capacities)))
+    through, capacities = await _lock(tx, [row["id"] for row in found], limit, default)
+    used = Counter(await _used(tx, sorted(capacities)))
     chosen: list[RowMapping] = []
     for row in found:
-        names = through[row["id"]]
-        if all(used[gate] < _capacity(capacities[gate], default) for gate in names):
+        names = through.get(row["id"])
+        if names is not None and all(used[gate] < capacities[gate] for gate in names):
             used.update(names)
             chosen.append(row)
-    mine = await _start(tx, node, [row["id"] for row in chosen])
+    mine = await _start(tx, node, [row["id"] for row in chosen], limit)
     return Taken([row for row in chosen if row["id"] in mine], True)
 
 
@@ -93,19 +106,7 @@ async def waiting(conn: AsyncConnection) -> dict[str, int]:
     return {row[0]: row[1] for row in await conn.execute(statement.group_by(tasks.c.executor))}
 
 
-def pending(executor: str, now: datetime, default: int) -> Select[Any]:
-    """Tasks that may be taken as far as one can see without a lock, in order: due, in turn, and no gate full."""
-    full = _full(default)
-    held_up = exists().where(task_gates.c.task_id == tasks.c.id, task_gates.c.gate_id.in_(select(full.c.gate_id)))
-    due = or_(tasks.c.run_at.is_(None), tasks.c.run_at <= now)
-    return (
-        select(tasks)
-        .where(tasks.c.executor == executor, tasks.c.state == TaskState.PENDING, due, not_(_before()), not_(held_up))
-        .order_by(tasks.c.priority.desc(), tasks.c.rank)
-    )
-
-
-def _before() -> Any:
+def _before() -> ColumnElement[bool]:
     """Whether another task of the same session is active, or comes first."""
     other = tasks.alias("other")
     first = or_(other.c.place < tasks.c.place, and_(other.c.place == tasks.c.place, other.c.id < tasks.c.id))
@@ -114,13 +115,6 @@ def _before() -> Any:
         other.c.session_id == tasks.c.session_id,
         or_(other.c.state.in_([*ACTIVE, TaskState.PAUSED]), waits),
     )
-
-
-def _full(default: int) -> CTE:
-    """The gates that let nobody pass at this moment."""
-    used = _usage().cte("used")
-    capacity = func.coalesce(gates.c.capacity, default)
-    return select(used.c.gate_id).join(gates, gates.c.id == used.c.gate_id).where(used.c.active >= capacity).cte("full")
 
 
 def _usage() -> Select[str, int]:
@@ -133,49 +127,82 @@ def _usage() -> Select[str, int]:
     )
 
 
-async def _used(tx: Tx, names: set[str]) -> dict[str, int]:
-    rows = await tx.conn.execute(_usage().where(task_gates.c.gate_id.in_(names)))
+def _full() -> CTE:
+    """The gates that let nobody pass at this moment."""
+    used = _usage().cte("used")
+    capacity = func.coalesce(gates.c.capacity, bindparam("default", type_=Integer))
+    return select(used.c.gate_id).join(gates, gates.c.id == used.c.gate_id).where(used.c.active >= capacity).cte("full")
+
+
+def _pending() -> Select[*tuple[Any, ...]]:
+    """Tasks that may be taken as far as one can see without a lock, in order: due, in turn, and no gate full."""
+    held_up = exists().where(task_gates.c.task_id == tasks.c.id, task_gates.c.gate_id.in_(select(_full().c.gate_id)))
+    due = or_(tasks.c.run_at.is_(None), tasks.c.run_at <= bindparam("now", type_=tasks.c.run_at.type))
+    return (
+        select(tasks)
+        .where(tasks.c.executor == bindparam("executor"), tasks.c.state == TaskState.PENDING, due)
+        .where(not_(_before()), not_(held_up))
+        .order_by(tasks.c.priority.desc(), tasks.c.rank)
+        .limit(bindparam("limit", type_=Integer))
+    )
+
+
+# Built once: to put them together costs more than to run them.
+_PENDING = _pending()
+_USED = _usage().where(task_gates.c.gate_id.in_(bindparam("gates", expanding=True)))
+_COUNT = select(func.count()).where(task_gates.alias("all").c.task_id == task_gates.c.task_id).correlate(task_gates)
+_THROUGH = (
+    select(task_gates.c.task_id, task_gates.c.gate_id, gates.c.capacity, _COUNT.scalar_subquery())
+    .join_from(task_gates, gates, gates.c.id == task_gates.c.gate_id)
+    .where(task_gates.c.task_id.in_(bindparam("tasks", expanding=True)))
+    .order_by(gates.c.id)
+)
+_THROUGH_LOCKED = _THROUGH.with_for_update(of=gates, skip_locked=True, key_share=True)
+_START = (
+    update(tasks)
+    .where(tasks.c.id.in_(bindparam("tasks", expanding=True)), tasks.c.state == TaskState.PENDING, not_(_before()))
+    .values(
+        state=TaskState.RUNNING,
+        attempt=tasks.c.attempt + 1,
+        node_id=bindparam("node"),
+        started_at=func.coalesce(tasks.c.started_at, bindparam("now", type_=tasks.c.started_at.type)),
+        last_updated=bindparam("now", type_=tasks.c.last_updated.type),
+    )
+    .returning(tasks.c.id)
+)
+
+
+async def _lock(tx: Tx, candidates: list[str], limit: int, default: int) -> tuple[dict[str, set[str]], dict[str, int]]:
+    """Lock gates in order, but those that somebody else holds: (the gates by task, the capacities by gate).
+
+    A task is left out unless all of its gates are locked.
+    """
+    statement = _THROUGH_LOCKED if tx.dialect == "postgresql" else _THROUGH
+    through: dict[str, set[str]] = {}
+    capacities: dict[str, int] = {}
+    many: dict[str, int] = {}
+    for task, gate, capacity, count in await tx.conn.execute(statement, {"tasks": _padded(candidates, limit)}):
+        through.setdefault(task, set()).add(gate)
+        capacities[gate] = default if capacity is None else capacity
+        many[task] = count
+    return {task: names for task, names in through.items() if len(names) == many[task]}, capacities
+
+
+async def _used(tx: Tx, names: list[str]) -> dict[str, int]:
+    if not names:
+        return {}
+    rows = await tx.conn.execute(_USED, {"gates": _padded(names, 64)})
     return {row[0]: row[1] for row in rows}
 
 
-async def _candidates(tx: Tx, statement: Select[Any]) -> Sequence[RowMapping]:
-    return (await tx.conn.execute(statement)).mappings().all()
-
-
-async def _gates_of(tx: Tx, found: Sequence[RowMapping]) -> dict[str, set[str]]:
-    through: dict[str, set[str]] = {row["id"]: set() for row in found}
-    statement = select(task_gates.c.task_id, task_gates.c.gate_id).where(task_gates.c.task_id.in_(through))
-    for task, gate in await tx.conn.execute(statement):
-        through[task].add(gate)
-    return through
-
-
-async def _lock(tx: Tx, wanted: set[str]) -> dict[str, int | None]:
-    """Lock gates, but those that somebody else holds; their capacities."""
-    statement = select(gates.c.id, gates.c.capacity).where(gates.c.id.in_(wanted)).order_by(gates.c.id)
-    if tx.dialect == "postgresql":
-        statement = statement.with_for_update(skip_locked=True, key_share=True)
-    return {row[0]: row[1] for row in await tx.conn.execute(statement)}
-
-
-def _capacity(own: int | None, default: int) -> int:
-    return default if own is None else own
-
-
-async def _start(tx: Tx, node: str, chosen: list[str]) -> set[str]:
-    """Pending to Running; those that somebody has cancelled or paused meanwhile are not."""
+async def _start(tx: Tx, node: str, chosen: list[str], limit: int) -> set[str]:
+    """Pending to Running; those that somebody has cancelled, paused or overtaken meanwhile are not."""
     if not chosen:
         return set()
-    statement = (
-        update(tasks)
-        .where(tasks.c.id.in_(chosen), tasks.c.state == TaskState.PENDING)
-        .values(
-            state=TaskState.RUNNING,
-            attempt=tasks.c.attempt + 1,
-            node_id=node,
-            started_at=func.coalesce(tasks.c.started_at, literal(tx.now, tasks.c.started_at.type)),
-            last_updated=tx.now,
-        )
-        .returning(tasks.c.id)
-    )
-    return set(await tx.conn.scalars(statement))
+    values = {"tasks": _padded(chosen, limit), "node": node, "now": tx.now}
+    return set(await tx.conn.scalars(_START, values))
+
+
+def _padded(values: list[str], size: int) -> list[str]:
+    """The values, the last one again and again up to a size, so that a statement has few forms to be prepared for."""
+    return values + [values[-1]] * (-len(values) % size)
