@@ -5,7 +5,6 @@ import random
 import time
 from collections import Counter
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.engine import make_url
 
 from bench.common import Row, quantiles, serving
-from tests.support.jobs import ended, limit, submit
+from tests.support.jobs import ended, limit, output_of, submit
 from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
 
@@ -36,6 +35,7 @@ CAPACITY = 40
 CLAIMERS = 8
 BATCH = 64
 AGAIN_S = 0.01
+NOW = ["date", "+%s.%N"]
 FINISHED = 100_000
 
 Rates = tuple[float, str]
@@ -163,7 +163,7 @@ async def _procrastinate(url: str) -> float:
 
 
 async def starts() -> list[Row]:
-    """(l) From a submission to the start, and from one job's end to the next one's start, by the database's times."""
+    """(l) From a submission, and from the end of the job before, to the moment at which a command runs."""
     waits: list[float] = []
     gaps: list[float] = []
     bare: list[float] = []
@@ -171,15 +171,14 @@ async def starts() -> list[Row]:
         async with _client(server) as api:
             for _ in range(60):
                 began = time.perf_counter()
-                job = await submit(api, ["true"])
+                job = await submit(api, NOW)
                 bare.append((time.perf_counter() - began) * 1000)
-                waits.append(_gap_ms(await ended(api, job), "created_at", "started_at"))
-            made = [await submit(api, ["true"]) for _ in range(60)]
-            found = [await ended(api, job) for job in made]
-            gaps = [
-                (_moment(after["started_at"]) - _moment(before["completed_at"])) * 1000
-                for before, after in pairwise(found)
-            ]
+                submitted = _moment((await ended(api, job))["created_at"])
+                waits.append((await _told(api, job) - submitted) * 1000)
+            made = [await submit(api, NOW) for _ in range(60)]
+            ends = [_moment((await ended(api, job))["completed_at"]) for job in made]
+            begins = [await _told(api, job) for job in made]
+            gaps = [(after - before) * 1000 for before, after in zip(ends[:-1], begins[1:], strict=True)]
     rows: list[Row] = []
     for what, times, wanted in (
         ("(l) submission to start, ms p50", waits, "< 50"),
@@ -191,8 +190,9 @@ async def starts() -> list[Row]:
     return rows
 
 
-def _gap_ms(job: dict[str, Any], before: str, after: str) -> float:
-    return (_moment(job[after]) - _moment(job[before])) * 1000
+async def _told(api: httpx2.AsyncClient, job: str) -> float:
+    """When the command of a job ran, as it says itself; the clock is that of the server."""
+    return float(await output_of(api, job))
 
 
 def _moment(text: str) -> float:

@@ -515,3 +515,32 @@ async def test_a_pid_that_is_somebody_elses_by_now_is_left_alone() -> None:
     finally:
         other.kill()
         other.communicate()
+
+
+async def test_one_that_is_let_go_takes_nothing_from_those_that_come_after() -> None:
+    """The numbers of its descriptors are used again at once; whoever has them then is still heard and seen to end."""
+    for _ in range(5):
+        tag = f"60.{secrets.randbelow(10**12):012}"
+        first = await start_shell(f"echo ready; sleep {tag}")
+        await asyncio.sleep(0.02)
+        first.detach()
+        said = bytearray()
+        second = await start_shell("sleep 0.05; echo heard", lambda _, data, said=said: said.extend(data))
+        async with asyncio.timeout(10):
+            ending = await second.wait()
+        assert (ending.exit_code, bytes(said)) == (0, b"heard\n")
+        assert alive(tag), "it goes on"
+        assert await end_leftover(first.identity, GRACE_S)
+
+
+async def test_one_that_is_held_begins_when_it_is_released_and_not_before() -> None:
+    said = bytearray()
+    process = await start_shell("echo begun", lambda _, data: said.extend(data), held=True)
+    await asyncio.sleep(0.2)
+    assert said == b""
+    process.release()
+    assert (await process.wait()).exit_code == 0
+    assert said == b"begun\n"
+    never = await start_shell("echo begun", lambda _, data: said.extend(data), held=True)
+    await never.stop(GRACE_S)
+    assert said == b"begun\n"

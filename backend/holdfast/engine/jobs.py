@@ -252,7 +252,11 @@ class Jobs:
                 writer.close()
 
     async def _start(self, live: LiveJob) -> LogWriter | None:
-        """Start the command; the writer of its output, when that is this service's to write."""
+        """Start the command; the writer of its output, when that is this service's to write.
+
+        It is held until the store knows its pid, and has agreed that the job is still this node's: a node that was
+        frozen for longer than its lease begins nothing.
+        """
         claim, shop = live.claim, self._workshop
         files = self.log_of(claim.job)
         files.make()
@@ -278,16 +282,21 @@ class Jobs:
                 as_owner=as_owner,
                 keeper=keeper,
                 on_stuck=lambda failures: self._tell_stuck(live, failures),
+                held=True,
             )
         except BaseException:
             if writer is not None:
                 writer.close()
             raise
         live.process = process
-        identity = process.identity
-        self._in_background(
-            self._database.transact(lambda tx: processes.started(tx, claim.mark, identity.pid, identity.started, None))
-        )
+        known = process.identity
+        try:
+            await self._patiently(lambda tx: job_steps.started(tx, claim, known.pid, known.started))
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
+        process.release()
         return writer
 
     def _hear(self, live: LiveJob, writer: LogWriter | None, stream: str, data: bytes) -> None:

@@ -22,11 +22,12 @@ async def launch(
     as_owner: bool = False,
     keeper: Sequence[str] = (),
     on_stuck: Callable[[int], object] = lambda _: None,
+    held: bool = False,
 ) -> Process:
     """Start a command that works in `folder`; `session` decides the user that it runs as.
 
     `keeper` is a program with its arguments that starts it and may outlive the service; `on_stuck` is told of kills
-    that did not work.
+    that did not work. One that is `held` begins at its `release`.
 
     Raises:
         OSError: it cannot be started.
@@ -45,6 +46,7 @@ async def launch(
         grouped=not _is_held(sandbox, wrapped, limits_memory=total_memory_bytes is not None),
         mark=mark,
         on_stuck=on_stuck,
+        held=held,
     )
 
 

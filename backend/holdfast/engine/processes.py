@@ -95,7 +95,9 @@ class Process:
     given to `wait`; it is not ended by a cancel of who waits.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], family: Family, on_output: OnOutput, stdin: bytes) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], family: Family, on_output: OnOutput, stdin: bytes | None
+    ) -> None:
         self._popen = popen
         self._family = family
         self._on_output = on_output
@@ -106,13 +108,14 @@ class Process:
         self._asked_at = 0.0
         self._grace_s = 0.0
         self._timed_out = False
+        self._detached = False
         self._heard_at = time.monotonic()
         self._fault: BaseException | None = None
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._pumps = [
             self._loop.create_task(self._pump("stdout", popen.stdout)),
             self._loop.create_task(self._pump("stderr", popen.stderr)),
-            self._loop.create_task(self._feed(popen.stdin, stdin)),
+            self._loop.create_task(self._feed(None if stdin is None else popen.stdin, stdin or b"")),
         ]
         heads.add(popen.pid)
         self._life = self._loop.create_task(self._live())
@@ -165,15 +168,25 @@ class Process:
         self._ask(grace_s)
         return await asyncio.shield(self._life)
 
+    def release(self) -> None:
+        """Let a process begin that was held."""
+        if self._popen.stdin is not None and not self._popen.stdin.closed:
+            with suppress(BrokenPipeError, BlockingIOError):
+                os.write(self._popen.stdin.fileno(), b"\n")
+            self._popen.stdin.close()
+
     def detach(self) -> None:
         """Leave it alone: it goes on, and nothing here waits for it or hears it any more."""
+        self._detached = True
         for task in (self._life, *self._pumps):
             task.cancel()
         if not self._exit.done():
             self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
-            if pipe:
+            if pipe and not pipe.closed:
+                self._loop.remove_reader(pipe.fileno())
+                self._loop.remove_writer(pipe.fileno())
                 pipe.close()
         heads.discard(self.pid)
         self._popen.returncode = 0  # It is not this object's to wait for.
@@ -291,7 +304,8 @@ class Process:
         try:
             await ready
         finally:
-            remove(descriptor)
+            if not self._detached:  # Else the number may be somebody else's by now.
+                remove(descriptor)
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:
@@ -315,14 +329,16 @@ async def spawn(
     grouped: bool = True,
     mark: str | None = None,
     on_stuck: Callable[[int], object] = lambda _: None,
+    held: bool = False,
 ) -> Process:
     """Start a process in a session of its own, with exactly this environment and a mark.
 
     Each piece of output, at most 64 KiB, goes to `on_output(stream, data)`; an awaitable that this
     returns is awaited before more is read. `memory_bytes` and `processes` are limits on the whole family,
     where the machine has control groups for it (`grouped` False uses none). `mark` is one of `new_mark`, for
-    those who wrote it down before; `on_stuck` is told how many kills had no effect so far. Call it in the thread of the
-    event loop that lives as long as the service: programs that end with their parent watch that thread.
+    those who wrote it down before. One that is `held` begins at its `release`. `on_stuck` is told how many kills
+    had no effect so far. Call it in the thread of the event loop that lives as long as the service: programs that
+    end with their parent watch that thread.
 
     Raises:
         FileNotFoundError: There is no such program, or `cwd` is missing.
@@ -334,7 +350,8 @@ async def spawn(
     group = cgroups.make(mark, memory_bytes=memory_bytes, processes=processes) if grouped else None
     entries = [str(entry) for entry in group.entries] if group else []
     try:
-        popen = _start([*_prefix(entries), program, *argv[1:]], {**env, MARK: mark}, cwd, piped_in=bool(stdin))
+        prefix = _prefix(entries, held=held)
+        popen = _start([*prefix, program, *argv[1:]], {**env, MARK: mark}, cwd, piped_in=bool(stdin) or held)
     except BaseException:
         if group:
             group.remove()
@@ -344,7 +361,7 @@ async def spawn(
     log.info("process %d: started %s", popen.pid, Path(program).name)
     family = Family(identity, group, ours=True)
     family.on_failure = on_stuck
-    return Process(popen, family, on_output, stdin)
+    return Process(popen, family, on_output, None if held else stdin)
 
 
 def new_mark() -> str:
@@ -414,9 +431,13 @@ def _peak_bytes(usage: resource.struct_rusage | None) -> int | None:
     return usage.ru_maxrss << 10 if usage and usage.ru_maxrss > own else None
 
 
-def _prefix(entries: Sequence[str]) -> list[str]:
-    """A start that enters the groups before anything can be forked, and is the first to go when memory runs out."""
+def _prefix(entries: Sequence[str], *, held: bool) -> list[str]:
+    """A start that enters the groups before anything can be forked, and is the first to go when memory runs out.
+
+    One that is held reads a line first, and ends when there is none.
+    """
     enter = "".join(f'echo 0 >"${{{place}}}" || exit 126\n' for place, _ in enumerate(entries, 1))
+    enter += "read -r _ || exit 125\nexec </dev/null\n" if held else ""
     script = f"{enter}shift {len(entries)}\necho 1000 >/proc/self/oom_score_adj\nunset PWD OLDPWD SHLVL _\n"
     return ["/bin/sh", "-c", f'{script}exec "$@"', "holdfast", *entries]
 

@@ -18,6 +18,8 @@ from holdfast.store.journal import Journal
 log = logging.getLogger("holdfast.watcher")
 
 _ALONE_S = 1.0
+_ALONE_POLL_S = 5.0
+"""A node that is alone hears of everything it has to do; its workers look by themselves only now and then."""
 
 
 class Watcher:
@@ -36,7 +38,7 @@ class Watcher:
         """Poll while other nodes live; sleep while this one is alone."""
         while True:
             if self._enforcer.alone:
-                self._poll(_ALONE_S)
+                self._poll(_ALONE_POLL_S)
                 await asyncio.sleep(_ALONE_S)
                 continue
             self._poll(self._interval_s * 4)
@@ -48,6 +50,8 @@ class Watcher:
 
     def _poll(self, interval_s: float) -> None:
         for worker in self._workers:
+            if interval_s < worker.poll_s:
+                worker.wake()
             worker.poll_s = interval_s
 
     async def watch(self) -> None:

@@ -110,6 +110,16 @@ def _claim_of(tx: Tx, task: RowMapping, job: RowMapping, attempt: int, mark: str
     )
 
 
+async def started(tx: Tx, claim: JobClaim, pid: int, started: str) -> None:
+    """The process of a job is there; it may begin when this is committed.
+
+    Raises:
+        LeaseLost: the job is not active in this attempt: it must not begin.
+    """
+    await _owned(tx, claim.job, claim.attempt)
+    await processes.started(tx, claim.mark, pid, started, None)
+
+
 async def end(tx: Tx, job: str, attempt: int, how: JobEnd, chance: float) -> TaskState:
     """End a try of a job: for good, or until its next try. Where the task stands then.
 
