@@ -397,3 +397,118 @@ def test_a_token_that_was_revoked_no_longer_opens_a_chat(
     while (refused := run(tmp_path, *speak)).returncode == 0:
         assert time.monotonic() < limit
     assert "401" in refused.stderr
+
+
+class TestJobs:
+    """`holdfast job` against a real server."""
+
+    def test_one_is_submitted_listed_shown_read_and_cancelled(self, server: ServerProcess, tmp_path: Path) -> None:
+        def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return run(tmp_path, "job", *arguments, "--url", server.base_url)
+
+        done = run(tmp_path, "job", "submit", "--url", server.base_url, "--name", "Hello", "--", "echo", "a b", "c")
+        one = done.stdout.strip()
+        assert done.returncode == 0, done.stderr
+        assert len(one) == 36, "the id stands alone, for scripts"
+        logs = job("logs", "-f", one)
+        assert (logs.stdout, logs.returncode) == ("a b c\n", 0)
+        assert json.loads(job("show", one).stdout)["status"] == "completed"
+        assert job("logs", "--offset", "4", one).stdout == "c\n"
+        listed = job("list").stdout
+        assert one in listed
+        assert "completed" in listed
+        assert "Hello" in listed
+        assert json.loads(job("list", "--json", "--status", "completed").stdout)[0]["job_id"] == one
+        late = job("cancel", one)
+        assert (late.returncode, late.stderr) == (
+            1,
+            f"holdfast: {one}: Job already finished with status: completed\n",
+        )
+
+    def test_one_that_is_followed_ends_as_it_ends(self, server: ServerProcess, tmp_path: Path) -> None:
+        url = ("--url", server.base_url)
+        done = run(tmp_path, "job", "submit", *url, "-f", "echo out; echo err >&2; sleep 0.5; exit 7")
+        assert (done.returncode, sorted(done.stdout.split())) == (7, ["err", "out"])
+        told = done.stderr.splitlines()
+        assert told[-1] == "[failed: Exited with code 7]", "plain lines in a pipe"
+        assert "\x1b" not in done.stderr
+        assert "\r" not in done.stderr
+
+    def test_bytes_that_are_no_text_come_through(self, server: ServerProcess, tmp_path: Path) -> None:
+        command = [*COMMAND, "job", "submit", "--url", server.base_url, "-f", r"printf 'a\xff\x00b'"]
+        done = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, timeout=LIMIT_S, check=False)
+        assert (done.stdout, done.returncode) == (b"a\xff\x00b", 0)
+
+    def test_a_terminal_sees_one_line_that_moves(self, server: ServerProcess, tmp_path: Path) -> None:
+        import pty  # noqa: PLC0415 - the only test that plays a terminal for jobs
+
+        ours, theirs = pty.openpty()
+        command = [*COMMAND, "job", "submit", "--url", server.base_url, "-f", "sleep 1; echo done"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                said += piece
+        os.close(ours)
+        assert process.wait(LIMIT_S) == 0
+        assert b"\r\x1b[K[running 0 s]" in said
+        assert b"done\r\n" in said
+        assert b"[completed]" in said
+
+    def test_the_queue_and_its_limit(self, server: ServerProcess, tmp_path: Path) -> None:
+        def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return run(tmp_path, "job", *arguments, "--url", server.base_url)
+
+        assert job("queue", "--max-running", "2", "gpu").stdout == "gpu: 0 of 2 running, 0 queued\n"
+        made = [job("submit", "--queue", "gpu", "sleep 600").stdout.strip() for _ in range(3)]
+        head, *lines = job("queue", "gpu").stdout.splitlines()
+        assert head == "gpu: 2 of 2 running, 1 queued"
+        assert [line.split()[0] for line in lines] == made
+        assert "queued 1" in lines[2]
+        assert job("cancel", "--queue", "gpu").stdout == "gpu: 1 removed, 2 stopping\n"
+        for one in made:
+            assert job("logs", "-f", one).returncode == 130
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["submit", "--", "no-such-program", "x"], "/command/0: there is no program 'no-such-program'"),
+            (
+                ["submit", "--queue", "nope", "true"],
+                "/queue: there is no queue 'nope'; PATCH",
+            ),
+            (["submit", "--timeout", "-1", "true"], "/timeout: "),
+            (["show", "x"], "Job not found"),
+            (["cancel"], "name a job, or a queue with --queue"),
+            (["list", "--status", "x"], "/status: must be one of"),
+        ],
+    )
+    def test_a_mistake_is_one_line(
+        self, server: ServerProcess, tmp_path: Path, arguments: list[str], told: str
+    ) -> None:
+        command, *rest = arguments
+        done = run(tmp_path, "job", command, "--url", server.base_url, *rest)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"holdfast: {told}")
+        assert done.stderr.count("\n") == 1
+
+    def test_a_server_that_is_not_there_is_told(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "job", "list", "--url", f"http://127.0.0.1:{free_port()}")
+        assert done.returncode == 1
+        assert "does not answer" in done.stderr
+
+    def test_a_restart_is_waited_for(self, server: ServerProcess, tmp_path: Path) -> None:
+        command = [*COMMAND, "job", "submit", "--url", server.base_url, "--keep", "-f"]
+        script = "for n in $(seq 1 12); do echo $n; sleep 0.2; done"
+        with subprocess.Popen(
+            [*command, script], cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, text=True
+        ) as following:
+            assert following.stdout is not None
+            assert following.stdout.readline() == "1\n"
+            server.kill9()
+            server.start()
+            rest = following.stdout.read()
+            assert rest.split() == [str(n) for n in range(2, 13)]
+            assert following.wait(LIMIT_S) == 0

@@ -24,6 +24,13 @@ def span(name: str, **attributes: str | int | None) -> AbstractContextManager[An
     return _span(name, None, attributes)
 
 
+def part(name: str) -> AbstractContextManager[Any]:
+    """A span that is only worth telling as a part of another one."""
+    if _tracer is None or traceparent() is None:
+        return _NOTHING
+    return _span(name, None, {})
+
+
 def going_on(traceparent: str | None, name: str, **attributes: str | int | None) -> AbstractContextManager[Any]:
     """A span whose parent may have been on another node, at another time."""
     if _tracer is None:

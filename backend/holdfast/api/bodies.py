@@ -236,7 +236,8 @@ def _all_faults(data: bytes, kind: type[msgspec.Struct], first: msgspec.Validati
 
 def _pointer(path: str) -> str:
     """The JSON pointer (RFC 6901) of a path as msgspec writes it, such as `decisions[0].approved`."""
-    return "/" + path.replace("]", "").replace("[", ".").replace("..", ".").replace(".", "/")
+    path = path.replace("[...]", "")  # So it writes a key of an object; which one it does not say.
+    return "/" + path.rstrip(".").replace("]", "").replace("[", ".").replace("..", ".").replace(".", "/")
 
 
 def page_limit(request: Request) -> int:

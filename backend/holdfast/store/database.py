@@ -237,7 +237,7 @@ class Database:
     async def _attempts(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         for attempt in range(_RETRIES):
             try:
-                with tracing.span("commit"):
+                with tracing.part("commit"):
                     return await self._once(work)
             except (exc.SQLAlchemyError, OSError) as error:
                 if is_connection_error(error):

@@ -55,7 +55,7 @@ export function JobView({ id, onClose, onAgain, onChange }: Props) {
             {facts(job).map(([name, value]) => ` · ${name} ${value}`)}
           </p>
           <pre className="output command">{visible(commandText(job.command))}</pre>
-          <LiveOutput id={id} isWaiting={job.status === "queued"} />
+          <LiveOutput id={id} isWaiting={job.status === "queued"} onNews={changed} />
           <p className="note">
             <a href={links.jobOutput(id)} download={`${id}.txt`}>Whole output</a>
           </p>
@@ -66,12 +66,13 @@ export function JobView({ id, onClose, onAgain, onChange }: Props) {
 }
 
 /** The end of what a job has said, followed while it goes on; the browser comes back by itself where it stood. */
-function LiveOutput({ id, isWaiting }: { id: string; isWaiting: boolean }) {
+function LiveOutput({ id, isWaiting, onNews }: { id: string; isWaiting: boolean; onNews: () => void }) {
   const [pieces, setPieces] = useState<Piece[]>([]);
   const box = useRef<HTMLPreElement>(null);
   const isAtEnd = useRef(true);
+  const tell = useRef(onNews);
+  tell.current = onNews;
   useEffect(() => {
-    if (isWaiting) return;
     setPieces([]);
     const source = new EventSource(links.jobEvents(id));
     let waiting: Piece[] = [];
@@ -82,16 +83,20 @@ function LiveOutput({ id, isWaiting }: { id: string; isWaiting: boolean }) {
       waiting = [];
       setPieces((before) => more.reduce(grown, before));
     };
+    source.addEventListener("message", () => tell.current(), { once: true });
     source.onmessage = (event) => {
       waiting.push(JSON.parse(event.data as string) as Piece);
       frame ||= requestAnimationFrame(show);
     };
-    source.addEventListener("end", () => source.close());
+    source.addEventListener("end", () => {
+      source.close();
+      tell.current();
+    });
     return () => {
       source.close();
       cancelAnimationFrame(frame);
     };
-  }, [id, isWaiting]);
+  }, [id]);
   useEffect(() => {
     const element = box.current;
     if (element && isAtEnd.current) element.scrollTop = element.scrollHeight;
@@ -100,7 +105,7 @@ function LiveOutput({ id, isWaiting }: { id: string; isWaiting: boolean }) {
     const element = box.current;
     if (element) isAtEnd.current = element.scrollHeight - element.scrollTop - element.clientHeight < 24;
   };
-  if (isWaiting) return <p className="hint">It has not started yet.</p>;
+  if (isWaiting && pieces.length === 0) return <p className="hint">It has not started yet.</p>;
   return (
     <pre ref={box} className="output live exact" role="log" aria-live="off" aria-label="Output" tabIndex={0} onScroll={onScroll} data-testid="job-output">
       {pieces.map((piece, place) => (

@@ -14,10 +14,8 @@ export function SubmitForm({ queue, onSubmitted }: Props) {
   const [command, setCommand] = useState("");
   const submit = useMutation({
     mutationFn: (job: NewJob) => api.submitJob(job),
-    onSuccess: (job) => {
-      setCommand("");
-      onSubmitted(job);
-    },
+    onSuccess: onSubmitted,
+    onError: (_, job) => setCommand((now) => now || String(job.command)),
   });
   return (
     <form
@@ -25,11 +23,12 @@ export function SubmitForm({ queue, onSubmitted }: Props) {
       onSubmit={(event) => {
         event.preventDefault();
         submit.mutate({ command, queue, ...options(new FormData(event.currentTarget)) });
+        setCommand("");
       }}
     >
       <div className="submit-line">
         <input aria-label="Command" placeholder="Command, for bash" value={command} maxLength={20_000} spellCheck={false} onChange={(event) => setCommand(event.target.value)} />
-        <button type="submit" className="primary" disabled={!command.trim() || submit.isPending}>
+        <button type="submit" className="primary" disabled={!command.trim()}>
           Submit
         </button>
       </div>
