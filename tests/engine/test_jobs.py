@@ -485,12 +485,12 @@ class TestRestart:
 
     async def test_an_adopted_job_keeps_its_time(self, make_engine: MakeEngine, user: User) -> None:
         first = await make_engine(demo, own_database=True, **GRACE)
-        job = await submit(first, user, f"sleep {(tag := new_tag())}", on_restart="keep", timeout_s=1.5)
+        job = await submit(first, user, f"sleep {(tag := new_tag())}", on_restart="keep", timeout_s=4.0)
         await until(lambda: alive(tag))
         await die(first)
         second = await make_engine(demo, own_database=True, **GRACE)
         found = await ended(second, job)
-        assert (found["status"], found["error"]) == ("failed", "Timed out after 1.5 s")
+        assert (found["status"], found["error"]) == ("failed", "Timed out after 4 s")
         assert not alive(tag)
 
     async def test_a_cancel_asked_for_while_no_service_lived_is_carried_out(

@@ -521,8 +521,8 @@ async def test_one_that_is_let_go_takes_nothing_from_those_that_come_after() -> 
     """The numbers of its descriptors are used again at once; whoever has them then is still heard and seen to end."""
     for _ in range(5):
         tag = f"60.{secrets.randbelow(10**12):012}"
-        first = await start_shell(f"echo ready; sleep {tag}")
-        await asyncio.sleep(0.02)
+        first = await start_shell(f"sleep {tag}")
+        await until(lambda tag=tag: alive(tag))
         first.detach()
         said = bytearray()
         second = await start_shell("sleep 0.05; echo heard", lambda _, data, said=said: said.extend(data))
