@@ -83,8 +83,18 @@ class TestEnds:
             ("failed", 127, "Exited with code 127"),
         ]
         for one in found.values():
-            assert one["cpu_s"] is not None
+            assert one["cpu_s"] > 0
+            assert one["max_rss_bytes"] > 0
             assert one["created_at"] <= one["started_at"] <= one["completed_at"]
+
+    @pytest.mark.parametrize("restart", ["end", "keep"])
+    async def test_what_a_job_used_is_told(self, engine: Engine, user: User, restart: Any) -> None:
+        command = "python3 -c 'a = bytearray(60_000_000); b = sum(range(3_000_000))'"
+        job = await submit(engine, user, command, on_restart=restart)
+        found = await ended(engine, job)
+        assert found["status"] == "completed", output(engine, job)
+        assert 60_000_000 < found["max_rss_bytes"] < 200_000_000
+        assert 0.02 < found["cpu_s"] < 5
 
     async def test_a_command_that_cannot_be_started_fails_in_words(self, engine: Engine, user: User) -> None:
         job = await submit(engine, user, ["true"], cwd="/nowhere/at/all")
@@ -113,6 +123,23 @@ class TestEnds:
         assert (found["status"], output(engine, job)) == ("completed", b"12345\n/work\n")
         assert (project / "mine").read_text() == "minemore\n"
         assert project.stat().st_uid == 12345
+
+    async def test_a_folder_that_became_a_link_since_is_not_followed(
+        self, make_engine: MakeEngine, user: User, tmp_path: Path
+    ) -> None:
+        (tmp_path / "project/sub").mkdir(parents=True)
+        (tmp_path / "outside").mkdir()
+        engine = await make_engine(demo, job_folders=str(tmp_path / "project"))
+        job = await submit(engine, user, "touch x", cwd=str(tmp_path / "project/sub"))
+        assert (await ended(engine, job))["status"] == "completed"
+        (tmp_path / "project/sub/x").unlink()
+        (tmp_path / "project/sub").rmdir()
+        (tmp_path / "project/sub").symlink_to(tmp_path / "outside")
+        job = await submit(engine, user, "touch x", cwd=str(tmp_path / "project/sub"))
+        found = await ended(engine, job)
+        assert found["status"] == "failed"
+        assert "not a folder that jobs may work in" in found["error"]
+        assert list((tmp_path / "outside").iterdir()) == []
 
     async def test_what_a_job_leaves_behind_is_swept(self, engine: Engine, user: User) -> None:
         tag = new_tag()
@@ -417,8 +444,8 @@ async def die(engine: Engine) -> None:
 class TestRestart:
     async def test_a_job_is_ended_with_its_processes_and_fails(self, make_engine: MakeEngine, user: User) -> None:
         first = await make_engine(demo, own_database=True, **GRACE)
-        job = await submit(first, user, f"sleep {(tag := new_tag())}")
-        await until(lambda: alive(tag))
+        job = await submit(first, user, f"echo ready; sleep {(tag := new_tag())}")
+        await said(first, job, b"ready")
         await die(first)
         second = await make_engine(demo, own_database=True, **GRACE)
         found = await ended(second, job)
@@ -473,9 +500,9 @@ class TestRestart:
         first = await make_engine(demo, own_database=True, **GRACE)
         tag = new_tag()
         trap = "trap '' TERM; " if how == "resists" else ""
-        command = f"{trap}setsid sleep {tag} & while :; do sleep {tag} & wait; done"
+        command = f"{trap}setsid sleep {tag} & echo ready; while :; do sleep {tag} & wait; done"
         job = await submit(first, user, command, on_restart="keep")
-        await until(lambda: len(alive(tag)) >= 2)
+        await said(first, job, b"ready")
         await die(first)
         second = await make_engine(demo, own_database=True, **GRACE)
         _, done = await second.cancel_job(user, job)
@@ -485,8 +512,8 @@ class TestRestart:
 
     async def test_an_adopted_job_keeps_its_time(self, make_engine: MakeEngine, user: User) -> None:
         first = await make_engine(demo, own_database=True, **GRACE)
-        job = await submit(first, user, f"sleep {(tag := new_tag())}", on_restart="keep", timeout_s=4.0)
-        await until(lambda: alive(tag))
+        job = await submit(first, user, f"echo ready; sleep {(tag := new_tag())}", on_restart="keep", timeout_s=4.0)
+        await said(first, job, b"ready")
         await die(first)
         second = await make_engine(demo, own_database=True, **GRACE)
         found = await ended(second, job)
@@ -497,8 +524,8 @@ class TestRestart:
         self, make_engine: MakeEngine, user: User
     ) -> None:
         first = await make_engine(demo, own_database=True, **GRACE)
-        job = await submit(first, user, f"sleep {(tag := new_tag())}", on_restart="keep")
-        await until(lambda: alive(tag))
+        job = await submit(first, user, f"echo ready; sleep {(tag := new_tag())}", on_restart="keep")
+        await said(first, job, b"ready")
         await die(first)
         await first.database.transact(lambda tx: jobs.cancel(tx, user, job, None))
         second = await make_engine(demo, own_database=True, **GRACE)
@@ -517,8 +544,8 @@ class TestRestart:
 
     async def test_any_other_job_is_ended_by_an_orderly_stop(self, make_engine: MakeEngine, user: User) -> None:
         first = await make_engine(demo, own_database=True, **GRACE)
-        job = await submit(first, user, f"sleep {(tag := new_tag())}")
-        await until(lambda: alive(tag))
+        job = await submit(first, user, f"echo ready; sleep {(tag := new_tag())}")
+        await said(first, job, b"ready")
         await first.stop(drain_s=0.2)
         assert not alive(tag)
         second = await make_engine(demo, own_database=True, role="web")
@@ -527,8 +554,8 @@ class TestRestart:
 
     async def test_a_job_of_another_host_is_left_to_that_host(self, make_engine: MakeEngine, user: User) -> None:
         first = await make_engine(demo, own_database=True, **GRACE)
-        job = await submit(first, user, f"sleep {(tag := new_tag())}", on_restart="keep")
-        await until(lambda: alive(tag))
+        job = await submit(first, user, f"echo ready; sleep {(tag := new_tag())}", on_restart="keep")
+        await said(first, job, b"ready")
         await die(first)
         second = await make_engine(demo, own_database=True, role="web", **GRACE)
         second.workshop.host = "elsewhere"

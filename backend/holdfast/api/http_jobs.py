@@ -26,6 +26,7 @@ _BODY_BYTES = 512 * 1024
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
 _PING_S = 15.0
+_ASK_S = 0.5
 
 
 async def submit_job(call: Call) -> Response:
@@ -174,9 +175,21 @@ async def _events(call: Call, files: JobLog, job: str, offset: int) -> AsyncIter
             return
 
     loop = asyncio.get_running_loop()
-    told_at = loop.time()
+    told_at, asked_at = loop.time(), 0.0
+
+    async def has_ended() -> bool:
+        """Asks the store only now and then about a job that another process runs, or nobody yet."""
+        nonlocal asked_at
+        if engine.jobs.live(job) is not None:
+            asked_at = 0.0
+            return False
+        if loop.time() - asked_at < _ASK_S:
+            return False
+        asked_at = loop.time()
+        return await engine.job_has_ended(job)
+
     yield b": output\n\n"
-    async for said in files.follow(offset, lambda: engine.job_has_ended(job), news):
+    async for said in files.follow(offset, has_ended, news):
         if said is not None:
             data = msgspec.json.encode({"stream": said.stream, "text": said.text})
             yield b"id: %d\ndata: %s\n\n" % (said.next_offset, data)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from typing import Literal
 
 from holdfast.engine import cgroups
 from holdfast.engine.families import Family, ProcessIdentity, process_started
@@ -36,8 +37,7 @@ class Adopted:
         if self._stopping is not None:
             return await asyncio.shield(self._stopping)
         await self._family.kill()
-        await self._family.forget()
-        return Ending(None, None, "exited")
+        return await self._ending("exited", 0)
 
     async def stop(self, grace_s: float) -> Ending:
         """See `Process`."""
@@ -52,8 +52,14 @@ class Adopted:
         began = time.monotonic()
         obeyed = await self._family.terminate(grace_s)
         await self._family.kill()
-        await self._family.forget()
-        return Ending(None, None, "terminated" if obeyed else "killed", round((time.monotonic() - began) * 1000))
+        took_ms = round((time.monotonic() - began) * 1000)
+        return await self._ending("terminated" if obeyed else "killed", took_ms)
+
+    async def _ending(self, how: Literal["exited", "terminated", "killed"], took_ms: int) -> Ending:
+        used = await self._family.forget()
+        memory, cpu_s = (used.peak_memory_bytes, used.cpu_s) if used else (None, None)
+        killed = used is not None and used.out_of_memory
+        return Ending(None, None, how, took_ms, peak_memory_bytes=memory, cpu_s=cpu_s, out_of_memory=killed)
 
     async def _change(self) -> None:
         """Wait until it ends; where the kernel does not tell, look again soon."""

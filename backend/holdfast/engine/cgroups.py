@@ -43,6 +43,11 @@ class Group:
                 found.update(int(line) for line in entry.read_text().split())
         return found - {0}
 
+    def enter(self, pid: int) -> None:
+        """Put a process into the group, from outside; takes milliseconds, most of them the kernel's."""
+        for entry in self.entries:
+            _write(entry, str(pid))
+
     def limit(self, *, memory_bytes: int | None, processes: int | None) -> None:
         """Set what limits the kernel takes here."""
         for folder in self.folders:
@@ -67,6 +72,8 @@ class Group:
         for folder in self.folders:
             peak = _number(folder / "memory.peak") or _number(folder / "memory.max_usage_in_bytes") or peak
             cpu_us = _field(folder / "cpu.stat", "usage_usec") or cpu_us
+            if (cpu_ns := _number(folder / "cpuacct.usage")) is not None:
+                cpu_us = cpu_ns // 1000
             kills += _field(folder / "memory.events", "oom_kill") or 0
             kills += _field(folder / "memory.oom_control", "oom_kill") or 0
         return Usage(peak, None if cpu_us is None else cpu_us / 1e6, kills > 0)
@@ -81,6 +88,21 @@ class Group:
             except OSError:
                 return False
         return True
+
+
+def make_counted(name: str, *, memory_bytes: int) -> Group | None:
+    """A new group that counts processor time and memory, and limits that, where version 1 does so; else None."""
+    folders: list[Path] = []
+    for parent in (*memory_parents(), *time_parents()):
+        folder = parent / f"{_PREFIX}{name}"
+        with suppress(OSError):
+            folder.mkdir()
+            folders.append(folder)
+    if not folders:
+        return None
+    group = Group(tuple(folders))
+    group.limit(memory_bytes=memory_bytes, processes=None)
+    return group
 
 
 def make(name: str, *, memory_bytes: int | None, processes: int | None) -> Group | None:
@@ -100,7 +122,8 @@ def make(name: str, *, memory_bytes: int | None, processes: int | None) -> Group
 
 def find(name: str) -> Group | None:
     """The group of that name, made by this service or by one before it; None when there is none."""
-    places = (parent / f"{_PREFIX}{name}" for parent in (*parents(), *memory_parents()))
+    everywhere = (*parents(), *memory_parents(), *time_parents())
+    places = (parent / f"{_PREFIX}{name}" for parent in everywhere)
     folders = [folder for folder in places if folder.is_dir()]
     return Group(tuple(folders)) if folders else None
 
@@ -115,6 +138,12 @@ def parents() -> tuple[Path, ...]:
 def memory_parents() -> tuple[Path, ...]:
     """Where version 1 limits memory, on a machine where version 2 does not."""
     return () if limit_memory() else _version_1("memory")
+
+
+@functools.cache
+def time_parents() -> tuple[Path, ...]:
+    """Where version 1 counts processor time, on a machine where version 2 does not."""
+    return () if limit_memory() else _version_1("cpuacct")
 
 
 def _version_1(controller: str) -> tuple[Path, ...]:

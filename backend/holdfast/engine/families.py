@@ -145,6 +145,11 @@ class Family:
         self._ours = ours
         self._known: dict[int, str] = {identity.pid: identity.started}
 
+    def enter(self) -> None:
+        """Put the head into the group."""
+        if self._group:
+            self._group.enter(self.identity.pid)
+
     def members(self) -> dict[int, Member]:
         """All of the family that live, by pid; zombies do not."""
         found: dict[int, Member] = {}

@@ -5,7 +5,9 @@ A cancel, a limit, the end of the service: whatever stops a job sets its token o
 """
 
 import asyncio
+import errno
 import logging
+import os
 import signal
 import sys
 import time
@@ -18,7 +20,7 @@ import msgspec
 
 from holdfast import tracing
 from holdfast.agents.cancel import CancelToken
-from holdfast.agents.sandbox import Unconfined
+from holdfast.agents.sandbox import Sandbox, Unconfined
 from holdfast.clock import Clock
 from holdfast.context import about
 from holdfast.domain.errors import LeaseLost, Unavailable
@@ -54,6 +56,7 @@ class LiveJob:
     process: Process | Adopted | None = None
     stopped_by: Literal["cancel", "limit", "leaving", "lost"] | None = None
     fault: str | None = None
+    folder: int | None = None
     detached: asyncio.Event = field(default_factory=asyncio.Event)
     heard_at: float = field(default_factory=time.monotonic)
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -163,6 +166,8 @@ class Jobs:
             log.exception("job %s could not be ended; it is left to the recovery", claim.job)
             await self._abandon(live)
         finally:
+            if live.folder is not None:
+                os.close(live.folder)
             self._live.pop(claim.job, None)
             live.done.set()
             live.news.set()
@@ -265,21 +270,25 @@ class Jobs:
         limits = shop.limits
         if claim.memory_mb is not None:
             limits = replace(limits, memory_bytes=claim.memory_mb << 20)
-        folder, as_owner, inner = _working_folder(claim, files.folder)
+        confines = Unconfined() if claim.sandbox == "off" else shop.sandbox
+        if is_of_host := claim.cwd is not None and claim.cwd.startswith("/"):
+            folder, inner = self._folder_of_host(live, confines), list[str]()
+        else:
+            folder, inner = _own_folder(claim, files.folder)
         python = sys.executable
         keeper = keeper_command(files, claim.mark, shop.output_bytes, _LINGER_S, python) if kept else []
         try:
             process = await launch(
                 [*inner, *_argv(claim)],
                 folder,
-                Unconfined() if claim.sandbox == "off" else shop.sandbox,
+                confines,
                 session=claim.job,
                 limits=limits,
                 total_memory_bytes=shop.total_memory_bytes,
                 on_output=lambda stream, data: self._hear(live, writer, stream, data),
                 mark=claim.mark,
                 env=claim.env,
-                as_owner=as_owner,
+                as_owner=is_of_host,
                 keeper=keeper,
                 on_stuck=lambda failures: self._tell_stuck(live, failures),
                 held=True,
@@ -291,13 +300,30 @@ class Jobs:
         live.process = process
         known = process.identity
         try:
-            await self._patiently(lambda tx: job_steps.started(tx, claim, known.pid, known.started))
+            committed = self._patiently(lambda tx: job_steps.started(tx, claim, known.pid, known.started))
+            await asyncio.gather(committed, process.enter())
         except BaseException:
             if writer is not None:
                 writer.close()
             raise
         process.release()
         return writer
+
+    def _folder_of_host(self, live: LiveJob, confines: Sandbox) -> Path:
+        """The folder that a job names, which may have become something else since it was submitted.
+
+        It is opened, looked at where it really is, and handed on as what is open: a link that somebody puts in its
+        place meanwhile leads nowhere.
+
+        Raises:
+            OSError: there is none, or jobs may not work there.
+        """
+        path = live.claim.cwd or ""
+        live.folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        real = Path(os.readlink(f"/proc/self/fd/{live.folder}"))
+        if not self._workshop.is_allowed(real):
+            raise PermissionError(errno.EACCES, "It is not a folder that jobs may work in", path)
+        return Path(f"/proc/{os.getpid()}/fd/{live.folder}") if confines.name == "bubblewrap" else real
 
     def _hear(self, live: LiveJob, writer: LogWriter | None, stream: str, data: bytes) -> None:
         live.heard_at = time.monotonic()
@@ -334,7 +360,7 @@ class Jobs:
         if claim.on_restart == "keep":
             record = self.log_of(claim.job).exit_record(claim.mark)
             if record is not None:
-                usage = (record.cpu_s, ending.peak_memory_bytes or record.max_rss_bytes)
+                usage = (max(record.cpu_s, ending.cpu_s or 0.0), ending.peak_memory_bytes or record.max_rss_bytes)
                 end = _end_of(record.exit_code, record.signal, *usage, too_much=record.too_much)
         if ending.how != "exited":
             self._meters.killed(ending.how)
@@ -369,8 +395,9 @@ class Jobs:
 
     async def _keep_time(self, live: LiveJob) -> None:
         """Stop the job when it has run, or been silent, for too long."""
-        claim = live.claim
-        began = time.monotonic() - max(0.0, (self._clock.now() - claim.started_at).total_seconds())
+        claim, began = live.claim, time.monotonic()
+        if isinstance(live.process, Adopted):
+            began -= max(0.0, (self._clock.now() - claim.started_at).total_seconds())
         while claim.timeout_s is not None or claim.idle_timeout_s is not None:
             bounds: list[tuple[float, str]] = []
             if claim.timeout_s is not None:
@@ -463,14 +490,12 @@ def _argv(claim: JobClaim) -> list[str]:
     return ["/bin/bash", "-c", claim.command] if isinstance(claim.command, str) else claim.command
 
 
-def _working_folder(claim: JobClaim, folder: Path) -> tuple[Path, bool, list[str]]:
-    """Where a job works, whether as the owner of that folder, and what goes into a folder within it first."""
-    if claim.cwd is not None and claim.cwd.startswith("/"):
-        return Path(claim.cwd), True, []
+def _own_folder(claim: JobClaim, folder: Path) -> tuple[Path, list[str]]:
+    """The folder that a job has for itself, and what goes into one within it first."""
     own = folder / "work"
     own.mkdir(parents=True, exist_ok=True, mode=0o700)
     inner = [] if claim.cwd is None else ["/bin/sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"', claim.cwd]
-    return own, False, inner
+    return own, inner
 
 
 def _identity(known: Known) -> ProcessIdentity:

@@ -27,7 +27,8 @@ async def launch(
     """Start a command that works in `folder`; `session` decides the user that it runs as.
 
     `keeper` is a program with its arguments that starts it and may outlive the service; `on_stuck` is told of kills
-    that did not work. One that is `held` begins at its `release`.
+    that did not work. One that is `held` begins at its `release`; all of it together has twice the memory of one
+    process, where the machine can limit that.
 
     Raises:
         OSError: it cannot be started.
@@ -36,12 +37,13 @@ async def launch(
     wrapped = sandbox.wrap(
         argv, folder, session=session, limits=limits, env=env, as_owner=as_owner, outlives=bool(keeper)
     )
+    limited = total_memory_bytes or (limits.memory_bytes * 2 if cgroups.limit_memory() or held else None)
     return await spawn(
         [*keeper, *wrapped.argv],
         env=wrapped.env,
         cwd="/" if sandbox.confined else folder,
         on_output=on_output,
-        memory_bytes=total_memory_bytes or (limits.memory_bytes * 2 if cgroups.limit_memory() else None),
+        memory_bytes=limited,
         processes=limits.processes * 2,
         grouped=not _is_held(sandbox, wrapped, limits_memory=total_memory_bytes is not None),
         mark=mark,

@@ -109,6 +109,7 @@ class Process:
         self._grace_s = 0.0
         self._timed_out = False
         self._detached = False
+        self.is_outside = False
         self._heard_at = time.monotonic()
         self._fault: BaseException | None = None
         self._loop.add_reader(self._pidfd, self._on_exit)
@@ -168,6 +169,11 @@ class Process:
         self._ask(grace_s)
         return await asyncio.shield(self._life)
 
+    async def enter(self) -> None:
+        """Put one that is held into its group, if it is not in it."""
+        if self.is_outside:
+            await asyncio.to_thread(self._family.enter)
+
     def release(self) -> None:
         """Let a process begin that was held."""
         if self._popen.stdin is not None and not self._popen.stdin.closed:
@@ -176,7 +182,9 @@ class Process:
             self._popen.stdin.close()
 
     def detach(self) -> None:
-        """Leave it alone: it goes on, and nothing here waits for it or hears it any more."""
+        """Leave it alone: it goes on, and nothing here waits for it or hears it any more. One that has ended has."""
+        if self._pidfd < 0:
+            return
         self._detached = True
         for task in (self._life, *self._pumps):
             task.cancel()
@@ -237,6 +245,7 @@ class Process:
     async def _reap(self, how: Literal["exited", "terminated", "killed"]) -> Ending:
         code, usage = _reaped(self._popen)
         os.close(self._pidfd)
+        self._pidfd = -1
         heads.discard(self.pid)
         counted = await self._family.forget()
         _reap_orphans()
@@ -335,10 +344,10 @@ async def spawn(
 
     Each piece of output, at most 64 KiB, goes to `on_output(stream, data)`; an awaitable that this
     returns is awaited before more is read. `memory_bytes` and `processes` are limits on the whole family,
-    where the machine has control groups for it (`grouped` False uses none). `mark` is one of `new_mark`, for
-    those who wrote it down before. One that is `held` begins at its `release`. `on_stuck` is told how many kills
-    had no effect so far. Call it in the thread of the event loop that lives as long as the service: programs that
-    end with their parent watch that thread.
+    where the machine has control groups for it (`grouped` False uses none, but one that counts for who is held).
+    `mark` is one of `new_mark`, for those who wrote it down before. One that is `held` begins at its `release`.
+    `on_stuck` is told how many kills had no effect so far. Call it in the thread of the event loop that lives as long
+    as the service: programs that end with their parent watch that thread.
 
     Raises:
         FileNotFoundError: There is no such program, or `cwd` is missing.
@@ -347,8 +356,12 @@ async def spawn(
     _become_subreaper()
     program = _found(argv[0], env, cwd)
     mark = mark or new_mark()
-    group = cgroups.make(mark, memory_bytes=memory_bytes, processes=processes) if grouped else None
-    entries = [str(entry) for entry in group.entries] if group else []
+    group, entries = None, list[str]()
+    if grouped:
+        group = cgroups.make(mark, memory_bytes=memory_bytes, processes=processes)
+        entries = [str(entry) for entry in group.entries] if group else []
+    elif held and memory_bytes is not None:
+        group = cgroups.make_counted(mark, memory_bytes=memory_bytes)
     try:
         prefix = _prefix(entries, held=held)
         popen = _start([*prefix, program, *argv[1:]], {**env, MARK: mark}, cwd, piped_in=bool(stdin) or held)
@@ -361,7 +374,9 @@ async def spawn(
     log.info("process %d: started %s", popen.pid, Path(program).name)
     family = Family(identity, group, ours=True)
     family.on_failure = on_stuck
-    return Process(popen, family, on_output, None if held else stdin)
+    process = Process(popen, family, on_output, None if held else stdin)
+    process.is_outside = group is not None and not entries
+    return process
 
 
 def new_mark() -> str:
