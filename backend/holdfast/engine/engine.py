@@ -19,6 +19,7 @@ from holdfast.domain.transcript import QueueItem
 from holdfast.domain.users import User
 from holdfast.engine.enforcer import Enforcer
 from holdfast.engine.hub import Hub
+from holdfast.engine.job_recovery import JobRecovery
 from holdfast.engine.jobs import Jobs
 from holdfast.engine.lease import Lease
 from holdfast.engine.leftovers import Leftovers
@@ -95,7 +96,6 @@ class Engine:
         self.jobs = Jobs(
             database,
             self.workshop,
-            leftovers,
             self.clock,
             node=self._node,
             chance=random.random,
@@ -103,7 +103,7 @@ class Engine:
         )
         self.worker = Worker(self.runner, self.lease, limit=settings.max_runs, batch=_RUNS_AT_ONCE)
         self.job_worker = Worker(self.jobs, self.lease, limit=settings.max_jobs, batch=_JOBS_AT_ONCE)
-        self.lease.recover_job = self.jobs.recover
+        self.lease.recover_job = JobRecovery(database, self.workshop, leftovers, self.jobs).recover
         if settings.role != "web":
             self.jobs.adopt = self.job_worker.begin
         self.workers = {"agent": self.worker, "process": self.job_worker}

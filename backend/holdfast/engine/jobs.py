@@ -8,15 +8,12 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from holdfast import tracing
 from holdfast.agents.cancel import CancelToken
@@ -26,25 +23,22 @@ from holdfast.context import about
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.tasks import job_status
 from holdfast.engine.adopted import Adopted
+from holdfast.engine.job_ends import INTERRUPTED, end_of, with_
 from holdfast.engine.joblog import JobLog, keeper_command
 from holdfast.engine.keeper import STREAMS, LogFull, LogWriter
 from holdfast.engine.launch import launch
-from holdfast.engine.leftovers import Leftovers
 from holdfast.engine.patience import Patience
-from holdfast.engine.processes import Ending, Process, ProcessIdentity, new_mark, process_started
+from holdfast.engine.processes import Ending, Process, new_mark
 from holdfast.engine.worker import Claimed
 from holdfast.engine.workshop import Workshop
-from holdfast.store import job_steps, jobs, processes
+from holdfast.store import job_steps
 from holdfast.store.database import Database
 from holdfast.store.job_steps import JobClaim, JobEnd, Place
-from holdfast.store.nodes import Orphan
-from holdfast.store.processes import Known
 
 log = logging.getLogger("holdfast.job")
 
 _REMEMBERED = 10_000
 _LINGER_S = 0.25
-_INTERRUPTED = "The service that ran it has ended"
 
 
 @dataclass(slots=True)
@@ -70,7 +64,6 @@ class Jobs:
         self,
         database: Database,
         workshop: Workshop,
-        leftovers: Leftovers,
         clock: Clock,
         *,
         node: Callable[[], str],
@@ -79,10 +72,9 @@ class Jobs:
     ) -> None:
         self._database = database
         self._workshop = workshop
-        self._leftovers = leftovers
         self._clock = clock
         self._node = node
-        self._chance = chance
+        self.chance = chance
         self._patiently = Patience(database, clock, patience_s)
         self._meters = workshop.meters
         self._live: dict[str, LiveJob] = {}
@@ -101,7 +93,7 @@ class Jobs:
 
     async def claim(self, limit: int) -> Claimed:
         """See `Executor`."""
-        place = self._place()
+        place = self.place()
         found = await self._database.transact(lambda tx: job_steps.claim(tx, place, new_mark, limit=limit))
         for claim in found.jobs:
             self._enter(LiveJob(claim))
@@ -172,55 +164,19 @@ class Jobs:
             live.done.set()
             live.news.set()
 
-    async def recover(self, orphan: Orphan) -> bool:
-        """A job whose node is dead: take it over, or end it with all that it started. False: not for this host."""
-        async with self._database.read() as conn:
-            row = await jobs.row_of(conn, orphan.task)
-        keep = row["on_restart"] == "keep" and row["cancellation_status"] is None
-        if keep and (self.adopt is None or row["host"] not in (None, self._workshop.host)):
-            return False
-        end = JobEnd(outcome="failed", error=_INTERRUPTED)
-        try:
-            if keep and self.adopt and not self._leaving and (live := await self._adopted(orphan)):
-                self._enter(live)
-                self.adopt(live.claim)
-                return True
-            if keep:
-                end = await self._told_by_keeper(orphan) or end
-            await self._leftovers.end_run(orphan.task)
-            chance = self._chance()
-            await self._database.transact(lambda tx: job_steps.end(tx, orphan.task, orphan.attempt, end, chance))
-        except LeaseLost:
-            return False
-        log.warning("job %s: its service is gone; %s", orphan.task, end.error or "it had ended by itself")
-        return True
+    def take_over(self, claim: JobClaim, process: Adopted) -> None:
+        """Carry out a job that this node has adopted."""
+        assert self.adopt is not None
+        self._enter(LiveJob(claim, process=process))
+        self.adopt(claim)
 
-    async def _adopted(self, orphan: Orphan) -> LiveJob | None:
-        """The job with its process, if that still lives here."""
-        place = self._place()
-        found = await self._left(orphan)
-        if found is None or not _lives(found):
-            return None
-        taken = await self._database.transact(lambda tx: job_steps.adopt(tx, orphan.task, orphan.attempt, place))
-        if taken is None:
-            return None
-        claim, known = taken
-        log.info("job %s: adopted with process %s", claim.job, known.pid)
-        return LiveJob(claim, process=Adopted(_identity(known)))
+    @property
+    def may_adopt(self) -> bool:
+        """Whether this node carries out jobs, and goes on to."""
+        return self.adopt is not None and not self._leaving
 
-    async def _told_by_keeper(self, orphan: Orphan) -> JobEnd | None:
-        """How a kept job has ended while no service looked."""
-        found = await self._left(orphan)
-        record = self.log_of(orphan.task).exit_record(found.mark) if found else None
-        if record is None:
-            return None
-        return _end_of(record.exit_code, record.signal, record.cpu_s, record.max_rss_bytes, too_much=record.too_much)
-
-    async def _left(self, orphan: Orphan) -> Known | None:
-        found = await self._database.transact(lambda tx: processes.of_run(tx, orphan.task))
-        return next((known for known in found if known.boot_id == self._workshop.boot_id), None)
-
-    def _place(self) -> Place:
+    def place(self) -> Place:
+        """What this node and its processes are known by."""
         return Place(self._node(), self._workshop.host, self._workshop.boot_id)
 
     def _enter(self, live: LiveJob) -> None:
@@ -262,44 +218,14 @@ class Jobs:
         It is held until the store knows its pid, and has agreed that the job is still this node's: a node that was
         frozen for longer than its lease begins nothing.
         """
-        claim, shop = live.claim, self._workshop
-        files = self.log_of(claim.job)
+        claim, files = live.claim, self.log_of(live.claim.job)
         files.make()
-        kept = claim.on_restart == "keep"
-        writer = None if kept else LogWriter(str(files.log), str(files.index), shop.output_bytes)
-        limits = shop.limits
-        if claim.memory_mb is not None:
-            limits = replace(limits, memory_bytes=claim.memory_mb << 20)
-        confines = Unconfined() if claim.sandbox == "off" else shop.sandbox
-        if is_of_host := claim.cwd is not None and claim.cwd.startswith("/"):
-            folder, inner = self._folder_of_host(live, confines), list[str]()
-        else:
-            folder, inner = _own_folder(claim, files.folder)
-        python = sys.executable
-        keeper = keeper_command(files, claim.mark, shop.output_bytes, _LINGER_S, python) if kept else []
+        writer = None
+        if claim.on_restart == "end":
+            writer = LogWriter(str(files.log), str(files.index), self._workshop.output_bytes)
         try:
-            process = await launch(
-                [*inner, *_argv(claim)],
-                folder,
-                confines,
-                session=claim.job,
-                limits=limits,
-                total_memory_bytes=shop.total_memory_bytes,
-                on_output=lambda stream, data: self._hear(live, writer, stream, data),
-                mark=claim.mark,
-                env=claim.env,
-                as_owner=is_of_host,
-                keeper=keeper,
-                on_stuck=lambda failures: self._tell_stuck(live, failures),
-                held=True,
-            )
-        except BaseException:
-            if writer is not None:
-                writer.close()
-            raise
-        live.process = process
-        known = process.identity
-        try:
+            live.process = process = await self._launch(live, files, writer)
+            known = process.identity
             committed = self._patiently(lambda tx: job_steps.started(tx, claim, known.pid, known.started))
             await asyncio.gather(committed, process.enter())
         except BaseException:
@@ -308,6 +234,34 @@ class Jobs:
             raise
         process.release()
         return writer
+
+    async def _launch(self, live: LiveJob, files: JobLog, writer: LogWriter | None) -> Process:
+        """The process of the command, held; one that is to be kept is started by a keeper."""
+        claim, shop = live.claim, self._workshop
+        limits = shop.limits
+        if claim.memory_mb is not None:
+            limits = replace(limits, memory_bytes=claim.memory_mb << 20)
+        confines = Unconfined() if claim.sandbox == "off" else shop.sandbox
+        if is_of_host := claim.cwd is not None and claim.cwd.startswith("/"):
+            folder, inner = self._folder_of_host(live, confines), list[str]()
+        else:
+            folder, inner = _own_folder(claim, files.folder)
+        keeper = keeper_command(files, claim.mark, shop.output_bytes, _LINGER_S, sys.executable)
+        return await launch(
+            [*inner, *_argv(claim)],
+            folder,
+            confines,
+            session=claim.job,
+            limits=limits,
+            total_memory_bytes=shop.total_memory_bytes,
+            on_output=lambda stream, data: self._hear(live, writer, stream, data),
+            mark=claim.mark,
+            env=claim.env,
+            as_owner=is_of_host,
+            keeper=keeper if claim.on_restart == "keep" else (),
+            on_stuck=lambda failures: self._tell_stuck(live, failures),
+            held=True,
+        )
 
     def _folder_of_host(self, live: LiveJob, confines: Sandbox) -> Path:
         """The folder that a job names, which may have become something else since it was submitted.
@@ -356,33 +310,33 @@ class Jobs:
     def _put(self, live: LiveJob, process: Process | Adopted, ending: Ending) -> JobEnd:
         """How it ended, by what the kernel or the keeper says, and why it was stopped if it was."""
         claim = live.claim
-        end = _end_of(ending.exit_code, ending.signal, ending.cpu_s, ending.peak_memory_bytes)
+        end = end_of(ending.exit_code, ending.signal, ending.cpu_s, ending.peak_memory_bytes)
         if claim.on_restart == "keep":
             record = self.log_of(claim.job).exit_record(claim.mark)
             if record is not None:
                 usage = (max(record.cpu_s, ending.cpu_s or 0.0), ending.peak_memory_bytes or record.max_rss_bytes)
-                end = _end_of(record.exit_code, record.signal, *usage, too_much=record.too_much)
+                end = end_of(record.exit_code, record.signal, *usage, too_much=record.too_much)
         if ending.how != "exited":
             self._meters.killed(ending.how)
-        if ending.out_of_memory:
-            end = _with(end, error="It ran out of memory")
+        if ending.out_of_memory and end.outcome == "failed":
+            end = with_(end, error="It ran out of memory")
         if live.fault is not None:
-            end = _with(end, outcome="failed", error=live.fault)
-        end = _with(end, kill_failures=process.kill_failures)
-        return self._stopped(live, end)
+            end = with_(end, outcome="failed", error=live.fault)
+        end = with_(end, kill_failures=process.kill_failures)
+        return self._stopped(live, end, by_itself=ending.how == "exited")
 
-    def _stopped(self, live: LiveJob, end: JobEnd | None) -> JobEnd:
-        """The end of a job that was stopped, with what is known of its process."""
+    def _stopped(self, live: LiveJob, end: JobEnd | None, *, by_itself: bool = False) -> JobEnd:
+        """The end of a job that was stopped, with what is known of its process, which may have ended before that."""
         end = end or JobEnd(outcome="failed")
         if live.stopped_by == "cancel":
-            return _with(end, outcome="cancelled", error=None)
-        if live.stopped_by in ("leaving", "lost"):
-            return _with(end, outcome="failed", error=_INTERRUPTED)
+            return with_(end, outcome="cancelled", error=None)
+        if live.stopped_by in ("leaving", "lost") and not by_itself:
+            return with_(end, outcome="failed", error=INTERRUPTED)
         return end
 
     async def _end(self, live: LiveJob, end: JobEnd) -> None:
         """Commit the end, however long the database is away: what has happened is not forgotten."""
-        claim, chance = live.claim, self._chance()
+        claim, chance = live.claim, self.chance()
         while True:
             try:
                 state = await self._patiently(lambda tx: job_steps.end(tx, claim.job, claim.attempt, end, chance))
@@ -458,34 +412,6 @@ class Jobs:
         task.add_done_callback(done)
 
 
-def _with(end: JobEnd, **changes: Any) -> JobEnd:
-    """`end` with other values."""
-    return msgspec.structs.replace(end, **changes)
-
-
-def _end_of(
-    exit_code: int | None, number: int | None, cpu_s: float | None, memory: int | None, *, too_much: bool = False
-) -> JobEnd:
-    error = None
-    if too_much:
-        error = "It was stopped: it said more than is kept"
-    elif number is not None:
-        error = f"Ended by signal {number} ({_signal_name(number)})"
-    elif exit_code is None:
-        error = "It was killed"
-    elif exit_code != 0:
-        error = f"Exited with code {exit_code}"
-    outcome = "success" if error is None else "failed"
-    return JobEnd(outcome=outcome, error=error, exit_code=exit_code, signal=number, cpu_s=cpu_s, max_rss_bytes=memory)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "?"
-
-
 def _argv(claim: JobClaim) -> list[str]:
     return ["/bin/bash", "-c", claim.command] if isinstance(claim.command, str) else claim.command
 
@@ -496,14 +422,6 @@ def _own_folder(claim: JobClaim, folder: Path) -> tuple[Path, list[str]]:
     own.mkdir(parents=True, exist_ok=True, mode=0o700)
     inner = [] if claim.cwd is None else ["/bin/sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"', claim.cwd]
     return own, inner
-
-
-def _identity(known: Known) -> ProcessIdentity:
-    return ProcessIdentity(known.boot_id, known.pid or 0, known.started or "unknown", known.mark)
-
-
-def _lives(known: Known) -> bool:
-    return known.pid is not None and process_started(known.pid) == known.started
 
 
 def _in_words(error: Exception) -> str:
