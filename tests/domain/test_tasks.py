@@ -2,7 +2,16 @@
 
 import itertools
 
-from holdfast.domain.tasks import TERMINAL, TRANSITIONS, TaskState, may_move, run_status
+from holdfast.domain.tasks import (
+    JOB_STATUSES,
+    TERMINAL,
+    TRANSITIONS,
+    TaskState,
+    job_states,
+    job_status,
+    may_move,
+    run_status,
+)
 
 
 def test_nothing_leaves_a_terminal_state() -> None:
@@ -33,3 +42,11 @@ def test_every_state_has_a_status_for_clients() -> None:
         "failed",
         "cancelled",
     }
+
+
+def test_every_state_has_a_job_status_and_every_status_its_states() -> None:
+    assert {job_status(state) for state in TaskState} == set(JOB_STATUSES)
+    for status in JOB_STATUSES:
+        assert all(job_status(state) == status for state in job_states(status))
+    ended = {"completed", "failed", "cancelled"}
+    assert {state for state in TaskState if job_status(state) in ended} == set(TERMINAL)
