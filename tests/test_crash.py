@@ -97,6 +97,12 @@ HOSTILE = {
 }
 
 
+def is_begun(record: dict[str, Any]) -> bool:
+    """Whether a command has said that it has begun; the message that asks for it says the word too."""
+    event = record["event"]
+    return event.get("name") == "action.output" and "begun" in str(event["value"])
+
+
 async def killed_in(server: ServerProcess, kind: str) -> tuple[str, str, list[dict[str, Any]]]:
     """`kill -9` in the middle of a hostile command: the session, the command's tag, what a client had seen."""
     tag = f"hostile-{kind}-{os.getpid()}-{server.port}"
@@ -105,7 +111,7 @@ async def killed_in(server: ServerProcess, kind: str) -> tuple[str, str, list[di
     async with Client(server.ws_url) as client:
         await client.ask("subscribe", session=session)
         await client.ask("send", session=session, content=f"run exec -a {tag} bash -c {shlex.quote(script)} {tag}")
-        await client.wait_event(session, lambda e: "begun" in str(e["event"].get("value")))
+        await client.wait_event(session, is_begun)
         await asyncio.sleep(0.3)  # Bombs and hogs are to get going.
         assert alive(tag)
         server.kill9()

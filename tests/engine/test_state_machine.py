@@ -352,6 +352,8 @@ class Machine(RuleBasedStateMachine):
     def hand_over(self, which: int) -> None:
         node = self.nodes[which]
         for run, (claim, _) in list(node.mine.items())[:1]:
+            if any(mine.run == run for mine, _ in self.acting):
+                continue  # What it has begun ends before it is handed over.
             try:
                 self.do(
                     node.database.transact(
