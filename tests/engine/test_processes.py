@@ -21,6 +21,8 @@ from holdfast.agents.sandbox import Limits, Sandbox, SandboxUnavailable, find_sa
 from holdfast.engine import cgroups, families
 from holdfast.engine.processes import Process, ProcessIdentity, boot_id, end_leftover, process_started, spawn
 
+from tests.support import recycled
+
 pytestmark = pytest.mark.xdist_group("processes")
 """One worker runs these: they count the control groups of this machine."""
 
@@ -544,3 +546,16 @@ async def test_one_that_is_held_begins_when_it_is_released_and_not_before() -> N
     never = await start_shell("echo begun", lambda _, data: said.extend(data), held=True)
     await never.stop(GRACE_S)
     assert said == b"begun\n"
+
+
+async def test_a_pid_that_is_used_again_is_left_alone() -> None:
+    """Really used again: in a pid namespace whose last number is set back, so that the next process gets the same."""
+    program = Path(recycled.__file__)
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(program)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    )
+    if "Operation not permitted" in done.stderr or "Permission denied" in done.stderr:
+        pytest.skip("no pid namespace for this user")
+    assert (done.returncode, done.stdout) == (0, "left alone\n"), done.stderr
