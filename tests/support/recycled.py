@@ -15,7 +15,7 @@ async def main() -> None:
     while process_started(identity.pid):
         await asyncio.sleep(0.01)
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(identity.pid - 1))
-    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)  # noqa: ASYNC220 - it must be the next fork
     assert bystander.pid == identity.pid, "the same number is another process"
     assert await end_leftover(identity, 0.1) is False
     adopted = Adopted(identity)
