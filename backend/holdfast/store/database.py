@@ -94,6 +94,7 @@ class Tx:
     dialect: str
     now: datetime
     appended: dict[str, list[ev.Recorded]] = field(default_factory=dict)
+    heads: dict[str, int] = field(default_factory=dict)
 
     async def append(self, session: str, written: Sequence[Written]) -> list[ev.Recorded]:
         """Append events to a session's journal, behind whatever stands there.
@@ -119,8 +120,12 @@ class Tx:
         """The seq of the last event of a session, 0 when there is none."""
         if mine := self.appended.get(session):
             return mine[-1].seq  # Nobody can write behind that before this transaction is over.
-        found = await self.conn.scalar(select(func.max(events.c.seq)).where(events.c.session_id == session))
-        return found or 0
+        if session in self.heads:
+            return self.heads[session]
+        found = await self.conn.scalar(select(func.max(events.c.seq)).where(events.c.session_id == session)) or 0
+        if self.dialect == "sqlite":  # BEGIN IMMEDIATE: it stays.
+            self.heads[session] = found
+        return found
 
     async def _numbered(self, session: str, written: Sequence[Written]) -> list[dict[str, Any]]:
         head = await self.head(session)

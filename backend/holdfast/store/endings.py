@@ -6,7 +6,7 @@ Lock order: see `runs`.
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import RowMapping, func, select, update
+from sqlalchemy import RowMapping, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.domain import events as ev
@@ -45,8 +45,9 @@ async def end(tx: Tx, run: str, attempt: int, end: End) -> str:
     task = (await tx.conn.execute(select(tasks).filter_by(id=run))).mappings().first()
     if task is None:
         raise LeaseLost(f"run {run} is gone")
-    await tx.conn.execute(select(sessions_table.c.id).filter_by(id=task["session_id"]).with_for_update())
-    task = (await tx.conn.execute(select(tasks).filter_by(id=run).with_for_update())).mappings().one()
+    if tx.dialect == "postgresql":  # On SQLite nobody else can write before this transaction is over.
+        await tx.conn.execute(select(sessions_table.c.id).filter_by(id=task["session_id"]).with_for_update())
+        task = (await tx.conn.execute(select(tasks).filter_by(id=run).with_for_update())).mappings().one()
     if task["attempt"] != attempt or task["state"] in TERMINAL or task["started_at"] is None:
         raise LeaseLost(f"run {run} attempt {attempt} is over")
     if task["cancellation_status"] is not None and end.outcome in ("success", "interrupted"):
@@ -233,11 +234,14 @@ def _cancel_of(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
 
 async def settle_session(tx: Tx, task: RowMapping, outcome: str) -> None:
     """What a person sees of the session now that a run of it has ended."""
-    row = (await tx.conn.execute(select(sessions_table).filter_by(id=task["session_id"]))).mappings().one()
-    left = (await tx.conn.execute(unfinished(task["session_id"]))).first()
-    values: dict[str, Any] = {"updated_at": tx.now, "process_pid": None, "kill_failures": 0}
-    if left is None:
-        values["ui_status"] = UiStatus.IDLE if outcome == "success" else UiStatus.NEEDS_REVIEW
-    if row["cancellation_status"] == CancellationStatus.REQUESTED:
-        values["cancellation_status"] = CancellationStatus.CANCELLED
+    status = sessions_table.c.cancellation_status
+    requested = status == CancellationStatus.REQUESTED
+    rests = UiStatus.IDLE if outcome == "success" else UiStatus.NEEDS_REVIEW
+    values: dict[str, Any] = {
+        "updated_at": tx.now,
+        "process_pid": None,
+        "kill_failures": 0,
+        "ui_status": case((unfinished(task["session_id"]).exists(), sessions_table.c.ui_status), else_=rests),
+        "cancellation_status": case((requested, CancellationStatus.CANCELLED), else_=status),
+    }
     await tx.conn.execute(update(sessions_table).filter_by(id=task["session_id"]).values(**values))

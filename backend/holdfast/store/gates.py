@@ -76,7 +76,7 @@ async def name(tx: Tx, task: str, *through: str) -> None:
 async def take(tx: Tx, executor: str, node: str, *, limit: int, default: int = UNLIMITED) -> Taken:
     """Make up to `limit` pending tasks of an executor running on `node`. `default` is for gates without capacity.
 
-    `again` is true when there may be more: some were taken, or somebody else held a gate.
+    `again` is true when there may be more at once: not all that was looked at was taken, or no more was looked at.
     """
     wanted = {"executor": executor, "now": tx.now, "default": default, "limit": limit}
     found = (await tx.conn.execute(_PENDING, wanted)).mappings().all()
@@ -91,7 +91,7 @@ async def take(tx: Tx, executor: str, node: str, *, limit: int, default: int = U
             used.update(names)
             chosen.append(row)
     mine = await _start(tx, node, [row["id"] for row in chosen], limit)
-    return Taken([row for row in chosen if row["id"] in mine], True)
+    return Taken([row for row in chosen if row["id"] in mine], len(found) == limit or len(mine) < len(found))
 
 
 async def next_due(conn: AsyncConnection, now: datetime) -> datetime | None:
