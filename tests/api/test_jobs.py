@@ -73,6 +73,9 @@ class TestRefused:
             ({"command": "true", "memory_mb": 1_000_000}, ["/memory_mb"]),
             ({"command": "true", "run_at": "tomorrow"}, ["/run_at"]),
             ({"command": "true", "run_at": "2026-01-01T00:00:00"}, ["/run_at"]),
+            ({"command": "true", "run_at": "0001-01-01T00:00:00+14:00"}, ["/run_at"]),
+            ({"command": "true", "run_at": "1969-12-31T23:59:59Z"}, ["/run_at"]),
+            ({"command": "true", "run_at": "9999-12-31T23:59:59-14:00"}, ["/run_at"]),
             ({"command": "true", "on_restart": "what"}, ["/on_restart"]),
             ({"command": "true", "sandbox": "maybe"}, ["/sandbox"]),
             ({"command": "true", "metadata": []}, ["/metadata"]),
@@ -88,6 +91,14 @@ class TestRefused:
         found = await refused(api, body)
         assert found, "at least one field is named"
         assert set(found) <= set(fields)
+
+    @pytest.mark.parametrize("run_at", ["9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "2026-01-01T00:00:00.5+05:30"])
+    async def test_any_time_of_the_calendar_can_be_kept(self, api: httpx2.AsyncClient, run_at: str) -> None:
+        job = await submit(api, "true", run_at=run_at)
+        assert (await api.get("/api/jobs/queue")).status_code == 200
+        if run_at.startswith("9999"):
+            assert (await cancel(api, job)).status_code == 200
+        assert (await ended(api, job))["status"] == ("cancelled" if run_at.startswith("9999") else "completed")
 
     async def test_no_json_is_told_so(self, api: httpx2.AsyncClient) -> None:
         for content in (b"", b"{", b"[]", b"null", b"\xff", b'{"command": NaN}', b"[" * 10_000):

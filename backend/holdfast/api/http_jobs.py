@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -223,6 +223,8 @@ def _spec(call: Call, body: NewJob) -> JobSpec:
     """
     shop, settings = call.services.engine.workshop, call.services.settings
     faults = job_bodies.faults(body)
+    run_at, run_at_fault = _run_at(body)
+    faults += run_at_fault
     folder, cwd_fault = _folder(call, body)
     faults += cwd_fault
     if isinstance(body.command, list) and settings.role != "web" and not faults:
@@ -242,7 +244,7 @@ def _spec(call: Call, body: NewJob) -> JobSpec:
         cwd=str(folder) if folder else body.cwd,
         queue=body.queue,
         priority=body.priority,
-        run_at=body.run_at.astimezone(UTC) if body.run_at else None,
+        run_at=run_at,
         sandbox=body.sandbox,
         on_restart=body.on_restart,
         timeout_s=body.timeout,
@@ -252,6 +254,19 @@ def _spec(call: Call, body: NewJob) -> JobSpec:
         retry_backoff_s=body.retry_backoff,
         metadata=body.metadata,
     )
+
+
+def _run_at(body: NewJob) -> tuple[datetime | None, list[FieldError]]:
+    """When a job may start, in UTC; the last hours of the calendar may have no time there."""
+    if body.run_at is None:
+        return None, []
+    try:
+        run_at = body.run_at.astimezone(UTC)
+    except OverflowError:
+        run_at = None
+    if run_at is None or run_at.year < 1970:
+        return None, [FieldError("/run_at", "must be a time from 1970 to 9999")]
+    return run_at, []
 
 
 def _folder(call: Call, body: NewJob) -> tuple[Path | None, list[FieldError]]:
