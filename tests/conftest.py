@@ -1,5 +1,6 @@
 """Fixtures: both databases, an engine in this process, a server as a process."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -126,3 +127,23 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
 def server(make_server: Callable[..., ServerProcess]) -> ServerProcess:
     """One server with the demo agent on SQLite."""
     return make_server()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def brief_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for a module, on each database, that gives processes half a second to end."""
+    arguments = ["--kill-grace-s", "0.5"]
+    if request.param == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        url = asyncio.run(postgres.create_database())
+        asyncio.run(_migrated(url))
+        arguments += ["--database-url", url]
+    server = ServerProcess(*arguments, data_dir=tmp_path_factory.mktemp("brief")).start()
+    yield server
+    server.end()
+
+
+async def _migrated(url: str) -> None:
+    database = Database(url)
+    await schema.upgrade(database)
+    await database.close()

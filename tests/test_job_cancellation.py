@@ -2,49 +2,27 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
 from holdfast.clock import new_id
-from holdfast.store import schema
 from holdfast.store.database import Database
 from holdfast.store.tables import jobs, tasks
 from sqlalchemy import select
 
 from tests.support.client import http
 from tests.support.jobs import alive, cancel, ended, job_of, limit, new_tag, queue_of, said, submit, when
-from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
 
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep TAG & wait; done"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def training(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose processes have a short grace."""
-    arguments = ["--kill-grace-s", "0.5"]
-    if request.param == "postgresql":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = asyncio.run(postgres.create_database())
-        asyncio.run(_migrate(url))
-        arguments += ["--database-url", url]
-    server = ServerProcess(*arguments, data_dir=tmp_path_factory.mktemp("jobs")).start()
-    yield server
-    server.end()
-
-
-async def _migrate(url: str) -> None:
-    database = Database(url)
-    await schema.upgrade(database)
-    await database.close()
-
-
 @pytest.fixture
-async def api(training: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
-    async with http(training.base_url) as client:
+async def api(brief_server: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
+    async with http(brief_server.base_url) as client:
         yield client
 
 
@@ -159,7 +137,7 @@ async def test_queue_continues_after_cancellation(api: httpx2.AsyncClient, queue
     assert (await queue_of(api, queue))["jobs"] == []
 
 
-async def test_graceful_vs_force_termination(api: httpx2.AsyncClient, queue: str, training: ServerProcess) -> None:
+async def test_graceful_vs_force_termination(api: httpx2.AsyncClient, queue: str, brief_server: ServerProcess) -> None:
     obeys = await submit(api, "trap 'echo bye; exit 3' TERM; echo ready; sleep 60 & wait", queue=queue)
     await said(api, obeys, b"ready")
     await cancel(api, obeys)
@@ -168,7 +146,7 @@ async def test_graceful_vs_force_termination(api: httpx2.AsyncClient, queue: str
     await said(api, resists, b"ready")
     assert (await cancel(api, resists)).json()["message"] == "Job cancelled (was running)"
     assert not alive(tag)
-    log = training.log.read_text()
+    log = brief_server.log.read_text()
     killed = [int(pid) for pid in re.findall(r"process (\d+): killed", log)]
     terminated = [int(pid) for pid in re.findall(r"process (\d+): terminated with 3", log)]
     assert killed, "forced"
@@ -179,14 +157,14 @@ async def test_graceful_vs_force_termination(api: httpx2.AsyncClient, queue: str
     assert f"process {killed[-1]}: SIGKILL to" in log
 
 
-async def test_database_verification(api: httpx2.AsyncClient, queue: str, training: ServerProcess) -> None:
+async def test_database_verification(api: httpx2.AsyncClient, queue: str, brief_server: ServerProcess) -> None:
     job = await submit(api, ["sleep", new_tag()], queue=queue)
     await when(api, job, "running")
     await cancel(api, job)
     shown = await job_of(api, job)
     assert (shown["status"], shown["error"]) == ("cancelled", "Cancelled by user")
     assert shown["completed_at"] is not None
-    database = Database(_url_of(training))
+    database = Database(_url_of(brief_server))
     async with database.read() as conn:
         columns = (tasks.c.state, tasks.c.cancellation_status, tasks.c.ended_at, tasks.c.node_id, jobs.c.error)
         joined = select(*columns).join_from(tasks, jobs, jobs.c.id == tasks.c.id).where(tasks.c.id == job)
@@ -203,7 +181,7 @@ def _url_of(server: ServerProcess) -> str:
 
 
 async def test_jobs_that_are_submitted_and_cancelled_rapidly_leave_nothing_behind(
-    api: httpx2.AsyncClient, queue: str, training: ServerProcess
+    api: httpx2.AsyncClient, queue: str, brief_server: ServerProcess
 ) -> None:
     await limit(api, queue, 8)
     tag = new_tag()
@@ -214,7 +192,7 @@ async def test_jobs_that_are_submitted_and_cancelled_rapidly_leave_nothing_behin
 
     for _ in range(2):  # What is opened once for good is not counted.
         await asyncio.gather(*(once() for _ in range(10)))
-    process = psutil.Process(training.pid)
+    process = psutil.Process(brief_server.pid)
     before = process.num_fds()
     for _ in range(6):
         await asyncio.gather(*(once() for _ in range(10)))

@@ -6,21 +6,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from holdfast.domain.tasks import CancellationStatus
-from holdfast.store import schema
 from holdfast.store.database import Database
 from holdfast.store.tables import processes, sessions, tasks
 from sqlalchemy import select
 
 from tests.support.client import http
 from tests.support.jobs import alive, new_tag, until
-from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
 
 Session = dict[str, Any]
@@ -34,36 +32,17 @@ ABOUT = {
 }
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    arguments = ["--kill-grace-s", "0.5"]
-    if request.param == "postgresql":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        url = asyncio.run(postgres.create_database())
-        asyncio.run(_migrate(url))
-        arguments += ["--database-url", url]
-    server = ServerProcess(*arguments, data_dir=tmp_path_factory.mktemp("sessions")).start()
-    yield server
-    server.end()
-
-
-async def _migrate(url: str) -> None:
-    database = Database(url)
-    await schema.upgrade(database)
-    await database.close()
-
-
 @pytest.fixture
-async def api(backend: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
-    async with http(backend.base_url) as client:
+async def api(brief_server: ServerProcess) -> AsyncIterator[httpx2.AsyncClient]:
+    async with http(brief_server.base_url) as client:
         yield client
 
 
 @pytest.fixture
-async def database(backend: ServerProcess) -> AsyncIterator[Database]:
+async def database(brief_server: ServerProcess) -> AsyncIterator[Database]:
     """The same database, looked at from outside."""
-    arguments = backend.arguments
-    url = f"sqlite:///{Path(backend.data_dir) / 'holdfast.db'}"
+    arguments = brief_server.arguments
+    url = f"sqlite:///{Path(brief_server.data_dir) / 'holdfast.db'}"
     if "--database-url" in arguments:
         url = arguments[arguments.index("--database-url") + 1]
     found = Database(url)
@@ -244,7 +223,7 @@ FREEZER = Path("/sys/fs/cgroup/freezer")
 
 @pytest.mark.skipif(not os.access(FREEZER / "tasks", os.W_OK), reason="no freezer: nothing here withstands SIGKILL")
 async def test_a_kill_that_fails_is_retried_and_shown_and_never_reported_as_done(
-    api: httpx2.AsyncClient, backend: ServerProcess
+    api: httpx2.AsyncClient, brief_server: ServerProcess
 ) -> None:
     """A frozen process takes no signal, not even SIGKILL, until it is thawed."""
     session = await create(api)
@@ -272,7 +251,7 @@ async def test_a_kill_that_fails_is_retried_and_shown_and_never_reported_as_done
     after = await settled(api, session)
     assert (after["process_pid"], after["kill_failures"]) == (None, 0)
     assert not alive(tag)
-    assert "could not be killed yet" in backend.log.read_text()
+    assert "could not be killed yet" in brief_server.log.read_text()
 
 
 async def test_a_stopped_process_is_cancelled(api: httpx2.AsyncClient) -> None:

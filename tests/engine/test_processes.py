@@ -1,7 +1,6 @@
 """Processes: real ones, sandboxed and not, that obey, resist, multiply, flood and hide."""
 
 import asyncio
-import contextlib
 import errno
 import json
 import os
@@ -22,27 +21,12 @@ from holdfast.engine import cgroups, families
 from holdfast.engine.processes import Process, ProcessIdentity, boot_id, end_leftover, process_started, spawn
 
 from tests.support import recycled
+from tests.support.jobs import alive, until
 
 pytestmark = pytest.mark.xdist_group("processes")
 """One worker runs these: they count the control groups of this machine."""
 
 GRACE_S = 0.3
-
-
-def alive(tag: str) -> list[int]:
-    """The processes, but zombies, that have `tag` in their command line."""
-    found: list[int] = []
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if entry.isdecimal() and tag.encode() in Path(f"/proc/{entry}/cmdline").read_bytes():
-                found.append(int(entry))
-    return [pid for pid in found if process_started(pid)]
-
-
-async def until(condition: Callable[[], object], within_s: float = 10) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @dataclass

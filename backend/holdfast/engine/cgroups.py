@@ -8,6 +8,7 @@ are made below the service's own, so its own limits hold for them too.
 
 import functools
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,32 +93,29 @@ class Group:
 
 def make_counted(name: str, *, memory_bytes: int) -> Group | None:
     """A new group that counts processor time and memory, and limits that, where version 1 does so; else None."""
-    folders: list[Path] = []
-    for parent in (*memory_parents(), *time_parents()):
-        folder = parent / f"{_PREFIX}{name}"
-        with suppress(OSError):
-            folder.mkdir()
-            folders.append(folder)
-    if not folders:
-        return None
-    group = Group(tuple(folders))
-    group.limit(memory_bytes=memory_bytes, processes=None)
+    group = _made(name, (*memory_parents(), *time_parents()))
+    if group is not None:
+        group.limit(memory_bytes=memory_bytes, processes=None)
     return group
 
 
 def make(name: str, *, memory_bytes: int | None, processes: int | None) -> Group | None:
     """A new group; None when this machine gives none to this user."""
+    group = _made(name, (*parents(), *(memory_parents() if memory_bytes is not None else ())))
+    if group is not None:
+        group.limit(memory_bytes=memory_bytes, processes=processes)
+    return group
+
+
+def _made(name: str, where: Iterable[Path]) -> Group | None:
+    """A new group in each of these places that allows it; None when none does."""
     folders: list[Path] = []
-    for parent in (*parents(), *(memory_parents() if memory_bytes is not None else ())):
+    for parent in where:
         folder = parent / f"{_PREFIX}{name}"
         with suppress(OSError):
             folder.mkdir()
             folders.append(folder)
-    if not folders:
-        return None
-    group = Group(tuple(folders))
-    group.limit(memory_bytes=memory_bytes, processes=processes)
-    return group
+    return Group(tuple(folders)) if folders else None
 
 
 def find(name: str) -> Group | None:
