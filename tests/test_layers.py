@@ -50,6 +50,9 @@ REASON_WORDS = 3
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "versions" not in path.parts)
 
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+"""Parsed before any test runs: Python 3.11 can fail to when a collection of garbage comes in between."""
+
 
 def layer_of(path: Path) -> str:
     """The layer of a file: its folder, or its name at the top."""
@@ -71,7 +74,7 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 def imports_of(path: Path) -> set[str]:
     """All modules that a file imports."""
-    return {name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)}
+    return {name for node in ast.walk(TREES[path]) for name in imported(node)}
 
 
 def names(path: Path) -> str:
@@ -109,7 +112,7 @@ def test_the_domain_knows_no_clock_no_chance_and_no_system(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if layer_of(path) in ("store", "engine", "api")], ids=names)
 def test_nobody_reads_the_wall_clock_but_the_clock(path: Path) -> None:
-    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    calls = {ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)}
     assert not calls & {"datetime.now", "datetime.utcnow", "datetime.datetime.now", "time.time"}
 
 
@@ -136,7 +139,7 @@ def test_an_import_inside_a_function_says_why(path: Path) -> None:
     lines = ["", *path.read_text().splitlines()]
     silent = [
         number
-        for number in sorted(late_imports(ast.parse(path.read_text())))
+        for number in sorted(late_imports(TREES[path]))
         if not says_why(lines[number]) and not says_why(lines[number - 1])
     ]
     assert silent == []
