@@ -109,7 +109,7 @@ async def killed_in(server: ServerProcess, kind: str) -> tuple[str, str, list[di
     session = await new_session(server)
     script = f"TAG={tag}; export TAG; echo begun; {HOSTILE[kind]}"
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         await client.ask("send", session=session, content=f"run exec -a {tag} bash -c {shlex.quote(script)} {tag}")
         await client.wait_event(session, is_begun)
         await asyncio.sleep(0.3)  # Bombs and hogs are to get going.
@@ -171,7 +171,7 @@ async def test_kill_9_at_random_moments_of_actions_and_approvals(make_server: Ma
         ]
         told[session] = lines
         async with Client(server.ws_url) as client:
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             await client.send("send", session=session, content="\n".join(lines))
             try:
                 async with asyncio.timeout(dice.random() * 0.6):
@@ -182,7 +182,7 @@ async def test_kill_9_at_random_moments_of_actions_and_approvals(make_server: Ma
     server.start()
     for session in told:
         async with Client(server.ws_url) as client:
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             await client.ask("cancel", session=session)
         async with http(server.base_url) as client:
             async with asyncio.timeout(20):
@@ -230,7 +230,7 @@ async def test_kill_9_at_random_moments_loses_nothing_that_was_seen(make_server:
         session = await new_session(server)
         command = dice.choice(["slow 200", "fast 5000", "think about the sea\nslow 100", "fast 100\nslow 100"])
         async with Client(server.ws_url) as client:
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             await client.send("send", session=session, content=command)
             await client.send("send", session=session, content="slow 3")
             wanted = dice.randrange(1, 40)
@@ -264,7 +264,7 @@ async def test_a_run_whose_process_died_is_ended_by_another_within_the_lease(
     two = make_server("--database-url", database_url, *SHORT_LEASE, "--role", "web")
     session = await new_session(one)
     async with Client(two.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         answer = await client.ask("send", session=session, content="slow 500")
         run = answer["result"]["run"]
         await client.wait_event(session, lambda e: e["event"]["type"] == "TEXT_MESSAGE_CONTENT")
@@ -305,7 +305,7 @@ async def test_a_zombie_writes_nothing(make_server: MakeServer, database_url: st
     session = await new_session(zombie)
     healthy = make_server("--database-url", database_url, *SHORT_LEASE, "--role", "web")
     async with Client(healthy.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         answer = await client.ask("send", session=session, content="slow 2000")
         run = answer["result"]["run"]
         await client.wait_event(session, lambda e: e["event"]["type"] == "TEXT_MESSAGE_CONTENT")
@@ -332,7 +332,7 @@ async def test_two_processes_work_as_one(make_server: MakeServer, database_url: 
     clients = [Client(server.ws_url) for _ in range(6)]
     for client in clients:
         await client.__aenter__()
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
     try:
         content = "slow 10" if operation == "watch" else "slow 1000"
         answer = await clients[0].ask("send", session=session, content=content)
@@ -365,7 +365,7 @@ async def test_sigterm_hands_the_run_over_and_the_next_start_goes_on(
     server = make_server("--database-url", database_url, "--drain-s", "0")
     session = await new_session(server)
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         run = (await client.ask("send", session=session, content="slow 60"))["result"]["run"]
         await client.wait_event(session, lambda e: e["event"]["type"] == "TEXT_MESSAGE_CONTENT")
         server.signal(signal.SIGTERM)
@@ -399,7 +399,7 @@ async def test_the_database_is_gone_for_a_while_in_mid_stream(
     server = make_server("--database-url", url)
     session = await new_session(server)
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         run = (await client.ask("send", session=session, content="slow 40"))["result"]["run"]
         await client.wait_event(session, lambda e: e["event"]["type"] == "TEXT_MESSAGE_CONTENT")
         await postgres.cut(url)
@@ -427,7 +427,7 @@ async def test_the_database_stays_away_and_the_run_ends_with_what_it_had(
     server = make_server("--database-url", url, "--db-patience-s", "0.3")
     session = await new_session(server)
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         run = (await client.ask("send", session=session, content="slow 2000"))["result"]["run"]
         await client.wait_event(session, lambda e: e["event"]["type"] == "TEXT_MESSAGE_CONTENT")
         await postgres.cut(url)

@@ -72,7 +72,7 @@ async def test_a_trace_goes_from_the_frame_to_the_process(make_server: MakeServe
     async with http(server.base_url) as api:
         session = (await api.post("/api/sessions")).json()["id"]
         async with Client(server.ws_url) as client:
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             sent = await client.ask("send", session=session, content="run echo hello")
             await client.wait_end(session, sent["result"]["run"])
         job = await submit(api, "true")
@@ -100,7 +100,7 @@ async def test_calls_of_a_model_are_in_the_trace_without_what_is_said(
         async with http(server.base_url) as api:
             session = (await api.post("/api/sessions")).json()["id"]
             async with Client(server.ws_url) as client:
-                await client.ask("subscribe", session=session)
+                await client.follow(session)
                 sent = await client.ask("send", session=session, content="the secret of the sea")
                 await client.wait_end(session, sent["result"]["run"])
         server.stop()
@@ -125,7 +125,7 @@ async def test_each_log_line_says_what_it_is_about(make_server: MakeServer) -> N
         session = (await api.post("/api/sessions")).json()["id"]
         run = (await api.post(f"/api/sessions/{session}/messages", json={"content": "run true"})).json()["run"]
         async with Client(server.ws_url) as client:
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             await client.wait_end(session, run)
         assert await output_of(api, job) == b"said\n"
     server.stop()

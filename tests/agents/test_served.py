@@ -40,7 +40,7 @@ async def test_an_answer_is_kept_with_its_usage(served: tuple[ServerProcess, Pro
     server, _ = served
     session = await new_session(server)
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         run = await send(client, session, {"think": ["hm"], "say": ["Hello ", "world"]})
         await client.wait_end(session, run)
         assert deltas(client.events[session]) == "Hello world"
@@ -54,7 +54,7 @@ async def test_a_fault_in_mid_stream_keeps_what_came(served: tuple[ServerProcess
     server, _ = served
     session = await new_session(server)
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         run = await send(client, session, {"say": ["one ", "two "], "error_event": True, "message": f"bad {KEY}"})
         await client.wait_end(session, run)
     message = await last_message(server, session)
@@ -68,7 +68,7 @@ async def test_cancel_closes_the_providers_stream(served: tuple[ServerProcess, P
     server, provider = served
     session = await new_session(server)
     async with Client(server.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         run = await send(client, session, {"say": ["one "], "hang": "stream"})
         await client.wait_event(session, lambda event: event["event"]["type"] == "TEXT_MESSAGE_CONTENT")
         await client.ask("cancel", session=session)

@@ -25,7 +25,7 @@ async def session(api: httpx2.AsyncClient) -> str:
 @pytest.fixture
 async def client(shared: ServerProcess, session: str) -> AsyncIterator[Client]:
     async with Client(shared.ws_url) as made:
-        await made.ask("subscribe", session=session)
+        await made.follow(session)
         yield made
 
 
@@ -125,7 +125,7 @@ class TestOverTheSocket:
     ) -> None:
         end = await said(client, session, "ask echo no")
         async with Client(shared.ws_url) as second:
-            await second.ask("subscribe", session=session)
+            await second.follow(session)
             snapshot = await second.wait_for(lambda f: f["type"] == "snapshot")
             assert snapshot["activeRun"]["status"] == "waiting"
             assert [each["id"] for each in snapshot["interrupts"]] == [question_of(end)["id"]]
@@ -216,7 +216,7 @@ async def test_files_and_approvals_are_their_owners_alone(
     async with http(server.base_url, secrets["ada"]) as ada, http(server.base_url, secrets["eve"]) as eve:
         session = (await ada.post("/api/sessions")).json()["id"]
         async with Client(server.ws_url, token=secrets["ada"]) as client:
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             end = await said(client, session, "write a.txt text\nask echo one")
         for path in ("files", "files/content?path=a.txt", "actions/x/output"):
             assert (await eve.get(f"/api/sessions/{session}/{path}")).status_code == 404
@@ -252,7 +252,7 @@ class TestOfAModel:
         ]
         async with http(server.base_url) as api, Client(server.ws_url) as client:
             session = (await api.post("/api/sessions")).json()["id"]
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             end = await said(client, session, "what is six times seven?")
             assert end["event"]["outcome"] == {"type": "success"}
             first, invented, unfit = await actions_of(api, session)
@@ -276,7 +276,7 @@ class TestOfAModel:
         ]
         async with http(server.base_url) as api, Client(server.ws_url) as client:
             session = (await api.post("/api/sessions")).json()["id"]
-            await client.ask("subscribe", session=session)
+            await client.follow(session)
             end = await said(client, session, "do it")
             question = question_of(end)
         server.kill9()
@@ -322,10 +322,10 @@ async def test_a_hostile_command_reaches_nothing(make_server: MakeServer, what: 
     )
     async with http(server.base_url) as api, Client(server.ws_url) as client:
         other = (await api.post("/api/sessions", json={"title": "swordfish-title"})).json()["id"]
-        await client.ask("subscribe", session=other)
+        await client.follow(other)
         await said(client, other, "write secret.txt swordfish-file")
         session = (await api.post("/api/sessions")).json()["id"]
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         names = {"data": server.data_dir, "other": other, "port": server.port, "pid": server.pid}
         end = await said(client, session, "run " + HOSTILE[what].format(**names))
         assert end["event"]["type"] == "RUN_FINISHED"

@@ -45,7 +45,7 @@ def valid(frame: dict[str, Any]) -> None:
 async def test_three_frames_are_enough_for_a_chat(shared: ServerProcess) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         sent = await client.ask("send", session=session, content="fast 5")
         await client.wait_end(session, sent["result"]["run"])
         assert len(deltas(client.events[session]).split()) == 5
@@ -55,12 +55,12 @@ async def test_three_frames_are_enough_for_a_chat(shared: ServerProcess) -> None
 async def test_every_frame_of_the_server_is_as_documented(shared: ServerProcess) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as client:
-        await client.ask("subscribe", session=session)
-        sent = await client.ask("send", session=session, content="think a\nslow 4")
+        await client.follow(session)
+        sent = await client.ask("send", session=session, content="think a\nslow 20")
         await client.ask("send", session=session, content="fast 1")
         await client.ask("ping")
         await client.ask("dance")
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         await client.wait_end(session, sent["result"]["run"])
         kinds = {frame["type"] for frame in client.frames}
         assert {"welcome", "ack", "snapshot", "events", "caught_up", "error", "pong"} <= kinds
@@ -71,7 +71,7 @@ async def test_every_frame_of_the_server_is_as_documented(shared: ServerProcess)
 async def test_resume_at_every_seq_gives_each_event_exactly_once(shared: ServerProcess) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         sent = await client.ask("send", session=session, content="think one two\nslow 5\nthink three\nfast 9")
         await client.wait_end(session, sent["result"]["run"])
         whole = client.events[session]
@@ -133,11 +133,11 @@ async def test_a_snapshot_replaces_a_cursor_that_cannot_be_followed(
 async def test_a_snapshot_in_mid_stream_has_the_content_so_far(shared: ServerProcess) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as one, Client(shared.ws_url) as two:
-        await one.ask("subscribe", session=session)
+        await one.follow(session)
         sent = await one.ask("send", session=session, content="slow 30")
         run = sent["result"]["run"]
         await one.wait_event(session, lambda e: e["seq"] >= 12)
-        await two.ask("subscribe", session=session)
+        await two.follow(session)
         snapshot = await two.wait_for(lambda frame: frame["type"] == "snapshot")
         assert snapshot["activeRun"]["run"] == run
         assert snapshot["open"]["messages"] == [snapshot["messages"][-1]["id"]]
@@ -242,7 +242,7 @@ async def test_a_client_that_stops_reading_is_dropped_and_disturbs_nobody(shared
         stalled.transport.pause_reading()
         await stalled.send('{"type":"hello","id":"1","protocol":"1.0"}')
         await stalled.send(json.dumps({"type": "subscribe", "id": "2", "session": session}))
-        await reader.ask("subscribe", session=session)
+        await reader.follow(session)
         sent = await reader.ask("send", session=session, content="fast 200000")
         await reader.wait_end(session, sent["result"]["run"], 60)
         async with http(shared.base_url) as api:
@@ -255,7 +255,7 @@ async def test_a_client_that_stops_reading_is_dropped_and_disturbs_nobody(shared
 async def test_a_slow_reader_gets_everything_in_order(shared: ServerProcess) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as client:
-        await client.ask("subscribe", session=session)
+        await client.follow(session)
         sent = await client.ask("send", session=session, content="fast 30000")
         for _ in range(20):
             client.wire.transport.pause_reading()
