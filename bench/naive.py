@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from holdfast.store.database import normalize_url, sqlite_pragmas
+from holdfast.store.database import normalize_url
+from holdfast.store.sqlite import pragmas
 from sqlalchemy import Text, event
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -29,7 +30,7 @@ async def chunks_per_second(url: str, chunks: int) -> float:
         @event.listens_for(engine.sync_engine, "connect")
         def connect(connection: object, _record: object) -> None:
             cursor = connection.cursor()  # type: ignore[attr-defined]
-            for pragma in sqlite_pragmas("full"):
+            for pragma in pragmas("full"):
                 cursor.execute(pragma)
             cursor.close()
 

@@ -34,7 +34,7 @@ from holdfast.store import actions, approvals
 from holdfast.store.actions import ActionOutcome, Begun, Owner, Result
 from holdfast.store.approvals import Answer
 from holdfast.store.claims import Claim
-from holdfast.store.database import Database, Tx
+from holdfast.store.database import Database, Tx, Unit
 
 log = logging.getLogger("holdfast.actions")
 
@@ -42,7 +42,7 @@ _ARGUMENT_BYTES = 4 << 20
 _STOPPED = ToolResult("The run was stopped", failed=True)
 
 Work = Callable[[], Awaitable[object]]
-Patiently = Callable[[Callable[[Tx], Awaitable[Any]]], Awaitable[Any]]
+Patiently = Callable[[Unit[Any]], Awaitable[Any]]
 """Runs a transaction, again while the database is gone for a moment."""
 
 

@@ -1,12 +1,11 @@
 """Transactions of work that goes on: tried again while the database is gone for a moment."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from holdfast.clock import Clock
 from holdfast.domain.errors import Unavailable
-from holdfast.store.database import Database, Tx
+from holdfast.store.database import Database, Unit
 
 T = TypeVar("T")
 
@@ -21,7 +20,7 @@ class Patience:
         self._clock = clock
         self._patience_s = patience_s
 
-    async def __call__(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+    async def __call__(self, work: Unit[T]) -> T:
         """One transaction.
 
         Raises:

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import new_id
 from holdfast.domain import events as ev
 from holdfast.domain.actions import newest
 from holdfast.domain.errors import LeaseLost
 from holdfast.domain.tasks import ACTIVE
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.tables import actions, events, processes, sessions, tasks
 
@@ -144,7 +144,7 @@ async def pending(tx: Tx, owner: Owner, message: str, begun: Sequence[Begun]) ->
     return names, told
 
 
-async def live_of(conn: AsyncConnection, session: str, action: str, seq: int) -> str:
+async def live_of(conn: Connection, session: str, action: str, seq: int) -> str:
     """What an action that began at `seq` has told so far, the newest of it."""
     statement = (
         select(events.c.data)
@@ -159,7 +159,7 @@ async def live_of(conn: AsyncConnection, session: str, action: str, seq: int) ->
     return newest("".join(parts))
 
 
-async def find(conn: AsyncConnection, session: str, action: str) -> bool:
+async def find(conn: Connection, session: str, action: str) -> bool:
     """Whether a session has an action of this id."""
     known = select(actions.c.id).where(actions.c.session_id == session, actions.c.id == action)
     return await conn.scalar(known) is not None

@@ -4,18 +4,18 @@ Both refuse the whole batch with `PositionTaken` when one of its places is taken
 fence. SQLAlchemy's per-row work is bypassed here, and only here.
 """
 
-import asyncio
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Protocol
 
 import asyncpg
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
 from holdfast.domain.errors import Unavailable
-from holdfast.store.database import Database, connected, is_connection_error, sqlite_pragmas
+from holdfast.store.database import Database, connected, is_connection_error
+from holdfast.store.sqlite import SqliteWriter, driver
 
 Row = tuple[str, int, str | None, int, str, str]
 """session, seq, run, attempt, type, data"""
@@ -46,58 +46,26 @@ class Appender(Protocol):
 
 
 class SqliteAppender:
-    """One connection in one thread; a batch is a few multi-row inserts, each one call into SQLite.
+    """A turn of the database's writer; a batch is a few multi-row inserts, each one call into SQLite.
 
     `executemany` would give the interpreter's lock away and wait for it once a row.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._connection: sqlite3.Connection | None = None
+    def __init__(self, writer: SqliteWriter) -> None:
+        self._writer = writer
 
     async def write(self, rows: list[Row], now: datetime) -> None:
         """See `Appender.write`."""
-        loop = asyncio.get_running_loop()
-        async with self._database.write_lock:
-            await loop.run_in_executor(self._thread, self._write, rows, rfc3339(now))
-
-    async def close(self) -> None:
-        """Close the connection and end the thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
-        self._thread.shutdown()
-
-    def _connect(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = sqlite3.connect(
-                self._database.sqlite_path, timeout=5.0, isolation_level=None, cached_statements=32
-            )
-            for pragma in sqlite_pragmas(self._database.synchronous):
-                self._connection.execute(pragma)
-        return self._connection
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _write(self, rows: list[Row], now: str) -> None:
+        text = rfc3339(now)
         try:
-            connection = self._connect()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                _insert(connection, rows, now)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            await self._writer.run(lambda connection: _insert(driver(connection), rows, text), first=True)
         except sqlite3.IntegrityError as error:
             raise PositionTaken(str(error)) from error
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                self._drop()
+        except (sqlite3.OperationalError, exc.OperationalError) as error:
             raise Unavailable("The database does not answer", retry_after_s=1.0) from error
+
+    async def close(self) -> None:
+        """See `Appender.close`: the writer is the database's."""
 
 
 def _insert(connection: sqlite3.Connection, rows: list[Row], now: str) -> None:
@@ -177,4 +145,4 @@ class PostgresAppender:
 
 def make_appender(database: Database) -> Appender:
     """The appender for the database's dialect."""
-    return SqliteAppender(database) if database.dialect == "sqlite" else PostgresAppender(database)
+    return PostgresAppender(database) if database.sqlite is None else SqliteAppender(database.sqlite)

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import new_id, rfc3339
 from holdfast.domain import events as ev
@@ -17,6 +16,7 @@ from holdfast.domain.tasks import TaskState
 from holdfast.domain.users import User
 from holdfast.store import actions, endings, idempotency, processes, runs, sessions
 from holdfast.store.actions import Begun, Owner
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.endings import End
 from holdfast.store.tables import grants, interrupts, tasks
@@ -145,18 +145,18 @@ async def expire(tx: Tx, limit: int = 100) -> int:
     return done
 
 
-async def due(conn: AsyncConnection, now: Any) -> bool:
+async def due(conn: Connection, now: Any) -> bool:
     """Whether something has expired."""
     statement = select(interrupts.c.id).where(interrupts.c.resolved_at.is_(None), interrupts.c.expires_at <= now)
     return (await conn.execute(statement.limit(1))).first() is not None
 
 
-async def granted(conn: AsyncConnection, session: str) -> set[str]:
+async def granted(conn: Connection, session: str) -> set[str]:
     """The tools that need no more approval in a session."""
     return set(await conn.scalars(select(grants.c.tool).where(grants.c.session_id == session)))
 
 
-async def open_of(conn: AsyncConnection, session: str) -> list[Interrupt]:
+async def open_of(conn: Connection, session: str) -> list[Interrupt]:
     """What a session waits for, as its fold tells it."""
     statement = select(interrupts).where(interrupts.c.session_id == session, interrupts.c.resolved_at.is_(None))
     rows = (await conn.execute(statement.order_by(interrupts.c.position))).mappings()
@@ -174,7 +174,7 @@ async def open_of(conn: AsyncConnection, session: str) -> list[Interrupt]:
     ]
 
 
-async def answers(conn: AsyncConnection, parent: str) -> list[Answer]:
+async def answers(conn: Connection, parent: str) -> list[Answer]:
     """What was answered to `parent` and no run has carried out, in the order of the questions."""
     statement = (
         select(interrupts)

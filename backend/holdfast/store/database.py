@@ -2,21 +2,22 @@
 
 `Database.transact` runs one unit of work in one transaction and retries it when the database says
 that it met another (deadlock, serialization, busy). What the work appends to journals is handed to
-`on_commit` after the commit and never before. On SQLite all writers of the process take turns behind
-one lock, so that nobody waits in the driver; other processes are met with BEGIN IMMEDIATE.
+`on_commit` after the commit and never before. On PostgreSQL each unit has a connection; on SQLite
+all units of the process go through one thread and share commits (`store/sqlite.py`).
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import event, exc, func, insert, select, text
+from sqlalchemy import Connection as PlainConnection
+from sqlalchemy import exc, func, insert, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -24,6 +25,8 @@ from holdfast import tracing
 from holdfast.clock import Clock, SystemClock, rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import Unavailable
+from holdfast.store.connection import Connection, ThreadConnection
+from holdfast.store.sqlite import BUSY_S, SqliteWriter, finished, set_up
 from holdfast.store.tables import events, meta
 
 log = logging.getLogger("holdfast.store")
@@ -32,8 +35,10 @@ T = TypeVar("T")
 Written = tuple[str | None, int, ev.Event]
 """What is appended: the run or None, its attempt, the event."""
 
+Unit = Callable[["Tx"], Coroutine[Any, Any, T]]
+"""A unit of work: it awaits its transaction and nothing else, for it may run in a thread of its own."""
+
 _RETRIES = 8
-_BUSY_S = 5.0
 _RETRYABLE_STATES = {"40001", "40P01", "55P03"}
 
 
@@ -90,7 +95,7 @@ def is_retryable(error: BaseException) -> bool:
 class Tx:
     """One open transaction: its connection, the database's time, and what it has appended."""
 
-    conn: AsyncConnection
+    conn: Connection
     dialect: str
     now: datetime
     appended: dict[str, list[ev.Recorded]] = field(default_factory=dict)
@@ -147,6 +152,7 @@ class Tx:
         if self.dialect == "sqlite":  # BEGIN IMMEDIATE: nobody can be faster.
             yield
             return
+        assert isinstance(self.conn, AsyncConnection)
         async with self.conn.begin_nested():
             yield
 
@@ -155,28 +161,25 @@ OnCommit = Callable[[dict[str, list[ev.Recorded]]], None]
 
 
 class Database:
-    """One database, SQLite or PostgreSQL.
-
-    `write_lock` is the turn of this process's writers on SQLite; on PostgreSQL nobody waits for it.
-    """
+    """One database, SQLite or PostgreSQL; `sqlite` is this process's writer to the former."""
 
     def __init__(self, url: str, *, clock: Clock | None = None, synchronous: str = "full", pool_size: int = 16) -> None:
         self.url = normalize_url(url)
         self.dialect = self.url.get_backend_name()
         self.synchronous = synchronous
-        self.write_lock = asyncio.Lock()
         self.on_commit: OnCommit = lambda _: None
         self.epoch = ""
         self._clock = clock
         self._local = clock or SystemClock()
         self._random = random.Random()
         self._running: set[asyncio.Task[Any]] = set()
-        self._writer = self._engine(immediate=True, size=1 if self.dialect == "sqlite" else pool_size)
-        self._reader = self._engine(immediate=False, size=4) if self.dialect == "sqlite" else self._writer
+        self.sqlite = SqliteWriter(self.url, synchronous) if self.dialect == "sqlite" else None
+        self._writer = self._engine(immediate=True, size=1 if self.sqlite else pool_size)
+        self._reader = self._engine(immediate=False, size=4) if self.sqlite else self._writer
 
     @property
     def writer(self) -> AsyncEngine:
-        """The engine whose connections may write."""
+        """An engine whose connections may write, for the schema; `transact` is for all else."""
         return self._writer
 
     @property
@@ -193,6 +196,8 @@ class Database:
         """Wait for running transactions and close all connections."""
         if self._running:
             await asyncio.wait(self._running)
+        if self.sqlite is not None:
+            await self.sqlite.close()
         await self._writer.dispose()
         await self._reader.dispose()
 
@@ -213,7 +218,7 @@ class Database:
         finally:
             await conn.close()
 
-    async def transact(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+    async def transact(self, work: Unit[T]) -> T:
         """Run `work` in one transaction and commit it; whoever waits may go away, it is finished.
 
         Raises:
@@ -224,22 +229,13 @@ class Database:
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncGenerator[None]:
-        """The turn to write: exclusive in this process on SQLite, free on PostgreSQL."""
-        if self.dialect == "sqlite":
-            async with self.write_lock:
-                yield
-        else:
-            yield
-
-    async def now(self, conn: AsyncConnection) -> datetime:
+    async def now(self, conn: Connection) -> datetime:
         """The database's time; on SQLite that is this machine's."""
         if self._clock is None and self.dialect == "postgresql":
             return (await conn.execute(text("SELECT clock_timestamp()"))).scalar_one()
         return self._local.now()
 
-    async def _attempts(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+    async def _attempts(self, work: Unit[T]) -> T:
         for attempt in range(_RETRIES):
             try:
                 with tracing.part("commit"):
@@ -252,23 +248,32 @@ class Database:
             await asyncio.sleep(self._random.uniform(0, 0.01 * 2**attempt))
         raise Unavailable("The database is busy", retry_after_s=1.0)
 
-    async def _once(self, work: Callable[[Tx], Awaitable[T]]) -> T:
-        async with self.turn():
-            conn = await connected(self._writer)
-            try:
-                async with conn.begin():
-                    tx = Tx(conn, self.dialect, await self.now(conn))
-                    result = await work(tx)
-            finally:
-                await conn.close()
-            if tx.appended:
-                self.on_commit(tx.appended)
-            return result
+    async def _once(self, work: Unit[T]) -> T:
+        if self.sqlite is not None:
+            result, tx = await self.sqlite.run(lambda connection: self._in_thread(connection, work))
+        else:
+            result, tx = await self._on_connection(work)
+        if tx.appended:
+            self.on_commit(tx.appended)
+        return result
+
+    def _in_thread(self, connection: PlainConnection, work: Unit[T]) -> tuple[T, Tx]:
+        tx = Tx(ThreadConnection(connection), self.dialect, self._local.now())
+        return finished(work(tx)), tx
+
+    async def _on_connection(self, work: Unit[T]) -> tuple[T, Tx]:
+        conn = await connected(self._writer)
+        try:
+            async with conn.begin():
+                tx = Tx(conn, self.dialect, await self.now(conn))
+                return await work(tx), tx
+        finally:
+            await conn.close()
 
     def _engine(self, *, immediate: bool, size: int) -> AsyncEngine:
         if self.dialect == "sqlite":
-            engine = create_async_engine(self.url, pool_size=size, max_overflow=0, connect_args={"timeout": _BUSY_S})
-            _set_up_sqlite(engine, self.synchronous, immediate=immediate)
+            engine = create_async_engine(self.url, pool_size=size, max_overflow=0, connect_args={"timeout": BUSY_S})
+            set_up(engine.sync_engine, self.synchronous, immediate=immediate)
             return engine
         settings = {
             "application_name": "holdfast",
@@ -297,30 +302,3 @@ async def connected(engine: AsyncEngine) -> AsyncConnection:
 
 def _gone() -> Unavailable:
     return Unavailable("The database does not answer", retry_after_s=1.0)
-
-
-def _set_up_sqlite(engine: AsyncEngine, synchronous: str, *, immediate: bool) -> None:
-    def connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # We say BEGIN ourselves.
-        cursor = connection.cursor()
-        for pragma in sqlite_pragmas(synchronous):
-            cursor.execute(pragma)
-        cursor.close()
-
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-    event.listen(engine.sync_engine, "connect", connect)
-    event.listen(engine.sync_engine, "begin", begin)
-
-
-def sqlite_pragmas(synchronous: str) -> list[str]:
-    """What every connection to a SQLite database is told first."""
-    return [
-        "PRAGMA journal_mode = WAL",
-        f"PRAGMA synchronous = {'FULL' if synchronous == 'full' else 'NORMAL'}",
-        "PRAGMA foreign_keys = ON",
-        "PRAGMA busy_timeout = 5000",
-        "PRAGMA temp_store = MEMORY",
-        "PRAGMA cache_size = -16384",
-    ]

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import RowMapping, case, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost
 from holdfast.domain.tasks import TERMINAL, CancellationStatus, TaskState, UiStatus
 from holdfast.store import actions, texts
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx, Written
 from holdfast.store.tables import events, messages, tasks
 from holdfast.store.tables import sessions as sessions_table
@@ -150,7 +150,7 @@ async def close_message(tx: Tx, task: RowMapping, end: End) -> dict[str, Any]:
     return metadata
 
 
-async def open_spans(conn: AsyncConnection, task: RowMapping) -> tuple[ev.Event, ...]:
+async def open_spans(conn: Connection, task: RowMapping) -> tuple[ev.Event, ...]:
     """What closes the reasoning span that a run left open, from its journal."""
     statement = (
         select(events.c.data)

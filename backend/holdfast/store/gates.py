@@ -31,9 +31,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.domain.tasks import ACTIVE, TaskState
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.tables import gates, task_gates, tasks
 
@@ -94,13 +94,13 @@ async def take(tx: Tx, executor: str, node: str, *, limit: int, default: int = U
     return Taken([row for row in chosen if row["id"] in mine], len(found) == limit or len(mine) < len(found))
 
 
-async def next_due(conn: AsyncConnection, now: datetime) -> datetime | None:
+async def next_due(conn: Connection, now: datetime) -> datetime | None:
     """When the next task is due that waits for its time."""
     later = select(func.min(tasks.c.run_at)).where(tasks.c.state == TaskState.PENDING, tasks.c.run_at > now)
     return await conn.scalar(later)
 
 
-async def waiting(conn: AsyncConnection) -> dict[str, int]:
+async def waiting(conn: Connection) -> dict[str, int]:
     """How many tasks of each executor wait."""
     statement = select(tasks.c.executor, func.count()).where(tasks.c.state == TaskState.PENDING)
     return {row[0]: row[1] for row in await conn.execute(statement.group_by(tasks.c.executor))}

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import RowMapping, Select, case, func, insert, literal, or_, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast import tracing
 from holdfast.clock import is_id, rfc3339
@@ -18,6 +17,7 @@ from holdfast.domain.errors import Conflict, FieldError, InvalidRequest, JobNotF
 from holdfast.domain.tasks import CancellationStatus, JobStatus, TaskState, job_states, job_status
 from holdfast.domain.users import User
 from holdfast.store import cancels, gates
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.endings import End, end_task
 from holdfast.store.tables import gates as gates_table
@@ -93,7 +93,7 @@ async def submit(tx: Tx, user: User, job: str, spec: JobSpec) -> dict[str, Any]:
     return await show(tx.conn, await row_of(tx.conn, job), tx.now)
 
 
-async def capacity(conn: AsyncConnection, user: User, queue: str) -> int:
+async def capacity(conn: Connection, user: User, queue: str) -> int:
     """How many jobs of a user's queue run at once.
 
     Raises:
@@ -106,7 +106,7 @@ async def capacity(conn: AsyncConnection, user: User, queue: str) -> int:
     return found
 
 
-async def row_of(conn: AsyncConnection, job: str) -> RowMapping:
+async def row_of(conn: Connection, job: str) -> RowMapping:
     """The row of a job, with that of its task.
 
     Raises:
@@ -118,7 +118,7 @@ async def row_of(conn: AsyncConnection, job: str) -> RowMapping:
     return row
 
 
-async def visible(conn: AsyncConnection, user: User, job: str) -> RowMapping:
+async def visible(conn: Connection, user: User, job: str) -> RowMapping:
     """The row of a job that `user` may see.
 
     Raises:
@@ -140,7 +140,7 @@ def _rows() -> Select[Any]:
     return select(jobs, *columns).join_from(jobs, tasks, tasks.c.id == jobs.c.id)
 
 
-async def show(conn: AsyncConnection, row: RowMapping, now: datetime) -> dict[str, Any]:
+async def show(conn: Connection, row: RowMapping, now: datetime) -> dict[str, Any]:
     """A job as HTTP gives it."""
     position = await _position(conn, row, now) if job_status(TaskState(row["state"])) == "queued" else None
     return body(row, position)
@@ -177,7 +177,7 @@ class JobFilters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_for(
-    conn: AsyncConnection, user: User, filters: JobFilters, after: str | None, limit: int, now: datetime
+    conn: Connection, user: User, filters: JobFilters, after: str | None, limit: int, now: datetime
 ) -> list[dict[str, Any]]:
     """A user's jobs, the newest first; an admin gets everybody's. `after` is the last of the page before."""
     statement = _rows().order_by(jobs.c.id.desc()).limit(limit)
@@ -195,7 +195,7 @@ async def list_for(
     return await _with_positions(conn, rows, now)
 
 
-async def queue_of(conn: AsyncConnection, user: User, queue: str, now: datetime) -> dict[str, Any]:
+async def queue_of(conn: Connection, user: User, queue: str, now: datetime) -> dict[str, Any]:
     """A user's queue: its numbers, what runs in it, and what waits, the first in line first.
 
     Raises:
@@ -214,7 +214,7 @@ async def queue_of(conn: AsyncConnection, user: User, queue: str, now: datetime)
     return {"queue": queue, **counts, "max_running": max_running, "jobs": shown}
 
 
-async def queues_of(conn: AsyncConnection, user: User) -> list[dict[str, Any]]:
+async def queues_of(conn: Connection, user: User) -> list[dict[str, Any]]:
     """A user's queues, by name, with their numbers."""
     statement = select(gates_table.c.id, gates_table.c.capacity).where(gates_table.c.owner == user.id)
     prefix = gate_of(user.id, "")
@@ -303,7 +303,7 @@ def _order(now: datetime) -> tuple[Any, ...]:
     return (case((tasks.c.run_at > now, 1), else_=0), later, tasks.c.priority.desc(), tasks.c.rank)
 
 
-async def _position(conn: AsyncConnection, row: RowMapping, now: datetime) -> int:
+async def _position(conn: Connection, row: RowMapping, now: datetime) -> int:
     """The place of a waiting job in its queue, from 1."""
     line = [tasks.c.user_id == row["user_id"], tasks.c.queue == row["queue"], tasks.c.ended_at.is_(None)]
     line.append(tasks.c.state == TaskState.PENDING)
@@ -318,7 +318,7 @@ async def _position(conn: AsyncConnection, row: RowMapping, now: datetime) -> in
     return 1 + (await conn.scalar(select(func.count()).select_from(tasks).where(*line, before)) or 0)
 
 
-async def _with_positions(conn: AsyncConnection, rows: Sequence[RowMapping], now: datetime) -> list[dict[str, Any]]:
+async def _with_positions(conn: Connection, rows: Sequence[RowMapping], now: datetime) -> list[dict[str, Any]]:
     """Jobs as HTTP gives them; the positions of all that wait come from one look at each of their queues."""
     waiting = [row for row in rows if row["state"] == TaskState.PENDING]
     lines = sorted({(row["user_id"], row["queue"]) for row in waiting})

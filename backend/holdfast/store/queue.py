@@ -9,7 +9,6 @@ answered with `Conflict` and the queue as it is.
 from typing import Any
 
 from sqlalchemy import RowMapping, delete, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
 from holdfast.domain import events as ev
@@ -18,12 +17,13 @@ from holdfast.domain.tasks import TERMINAL, CancellationStatus, TaskState, UiSta
 from holdfast.domain.transcript import QueueItem
 from holdfast.domain.users import User
 from holdfast.store import sessions
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.tables import messages, tasks
 from holdfast.store.tables import sessions as sessions_table
 
 
-async def read(conn: AsyncConnection, session: str) -> list[QueueItem]:
+async def read(conn: Connection, session: str) -> list[QueueItem]:
     """The messages that wait in a session, first in line first."""
     statement = (
         select(tasks.c.id, tasks.c.version, messages.c.content, tasks.c.user_id, tasks.c.created_at)

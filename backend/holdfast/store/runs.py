@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import RowMapping, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast import tracing
 from holdfast.clock import rfc3339
@@ -17,6 +16,7 @@ from holdfast.domain.errors import Conflict, InterruptsPending, Overloaded, RunA
 from holdfast.domain.tasks import TaskState, UiStatus, run_status
 from holdfast.domain.users import User, access
 from holdfast.store import cancels, gates, idempotency, queue, sessions, texts
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx, Written
 from holdfast.store.tables import sessions as sessions_table
 from holdfast.store.tables import tasks
@@ -33,7 +33,7 @@ class Sent(msgspec.Struct, frozen=True):
     state: Literal["running", "queued"]
 
 
-async def visible(conn: AsyncConnection, user: User, run: str) -> RowMapping:
+async def visible(conn: Connection, user: User, run: str) -> RowMapping:
     """The task of a run that `user` may see.
 
     Raises:

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import RowMapping, Select, delete, insert, literal, or_, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import parse_rfc3339, rfc3339
 from holdfast.domain import events as ev
@@ -12,6 +11,7 @@ from holdfast.domain.errors import Conflict, Forbidden, InvalidRequest, RunActiv
 from holdfast.domain.tasks import TERMINAL, TaskState, UiStatus
 from holdfast.domain.users import User, access
 from holdfast.store import gates
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.tables import sessions, tasks, users
 
@@ -54,7 +54,7 @@ async def create(tx: Tx, user: User, new_id: str, values: dict[str, Any]) -> dic
     return body(await row_of(tx.conn, new_id))
 
 
-async def row_of(conn: AsyncConnection, session: str) -> Row:
+async def row_of(conn: Connection, session: str) -> Row:
     """The row of a session.
 
     Raises:
@@ -66,7 +66,7 @@ async def row_of(conn: AsyncConnection, session: str) -> Row:
     return row
 
 
-async def visible(conn: AsyncConnection, user: User, session: str) -> Row:
+async def visible(conn: Connection, user: User, session: str) -> Row:
     """The row of a session that `user` may see.
 
     Raises:
@@ -106,7 +106,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_for(
-    conn: AsyncConnection, user: User, filters: Filters, after: tuple[str, str] | None, limit: int
+    conn: Connection, user: User, filters: Filters, after: tuple[str, str] | None, limit: int
 ) -> list[dict[str, Any]]:
     """A user's sessions, the last changed first; an admin gets everybody's.
 
@@ -170,7 +170,7 @@ async def remove(tx: Tx, user: User, session: str) -> None:
     await gates.remove(tx, f"session:{session}")
 
 
-async def _check_assignee(conn: AsyncConnection, assignee: str | None) -> None:
+async def _check_assignee(conn: Connection, assignee: str | None) -> None:
     if assignee is None:
         return
     if await conn.scalar(select(users.c.id).where(users.c.id == assignee)) is None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import RowMapping, insert, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.domain import events as ev
 from holdfast.domain.errors import LeaseLost
@@ -12,6 +11,7 @@ from holdfast.domain.tasks import ACTIVE
 from holdfast.domain.transcript import fresh_metadata
 from holdfast.store import actions
 from holdfast.store.actions import Owner
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.tables import messages, tasks
 
@@ -123,6 +123,6 @@ _TAIL = {
 }
 
 
-async def tail(conn: AsyncConnection, message_id: str) -> str:
+async def tail(conn: Connection, message_id: str) -> str:
     """The text that a message's row does not hold yet, joined by the database."""
     return await conn.scalar(text(_TAIL[conn.dialect.name]), {"id": message_id}) or ""

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Select, func, or_, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
 from holdfast.domain import events as ev
@@ -13,6 +12,7 @@ from holdfast.domain.tasks import ACTIVE, TERMINAL, RunStatus, TaskState, run_st
 from holdfast.domain.transcript import ActiveRun, Message, Transcript
 from holdfast.store import actions as actions_store
 from holdfast.store import approvals, queue, texts
+from holdfast.store.connection import Connection
 from holdfast.store.database import Database
 from holdfast.store.tables import actions, events, messages, tasks
 
@@ -90,7 +90,7 @@ def _told(session: str) -> Select[Any]:
     return select(messages).where(messages.c.session_id == session, messages.c.seq.is_not(None))
 
 
-async def _newest(conn: AsyncConnection, session: str) -> tuple[list[Message], bool]:
+async def _newest(conn: Connection, session: str) -> tuple[list[Message], bool]:
     """The newest messages, oldest first, as many as a snapshot may carry."""
     total = func.sum(func.length(messages.c.content)).over(order_by=[messages.c.seq.desc(), messages.c.id.desc()])
     sized = _told(session).add_columns(total.label("total")).subquery()
@@ -102,7 +102,7 @@ async def _newest(conn: AsyncConnection, session: str) -> tuple[list[Message], b
     return found, len(kept) < len(rows)
 
 
-async def _message(conn: AsyncConnection, row: Any) -> Message:
+async def _message(conn: Connection, row: Any) -> Message:
     content, metadata = row["content"], row["metadata"]
     if row["streaming"]:
         content += await texts.tail(conn, row["id"])
@@ -122,7 +122,7 @@ async def _message(conn: AsyncConnection, row: Any) -> Message:
     )
 
 
-async def _reasoning(conn: AsyncConnection, row: Any) -> str:
+async def _reasoning(conn: Connection, row: Any) -> str:
     statement = (
         select(events.c.data)
         .where(
@@ -144,7 +144,7 @@ async def _reasoning(conn: AsyncConnection, row: Any) -> str:
     return "".join(parts)
 
 
-async def _add_actions(conn: AsyncConnection, found: list[Message]) -> None:
+async def _add_actions(conn: Connection, found: list[Message]) -> None:
     if not found:
         return
     of = {message.id: message for message in found if message.role == "assistant"}
@@ -158,7 +158,7 @@ async def _add_actions(conn: AsyncConnection, found: list[Message]) -> None:
             owner.actions.append(await _action(conn, row))
 
 
-async def _action(conn: AsyncConnection, row: Any) -> Action:
+async def _action(conn: Connection, row: Any) -> Action:
     started, ended, extra = row["started_at"], row["ended_at"], row["extra"] or {}
     live = row["live"]
     if row["status"] == "pending":
@@ -181,7 +181,7 @@ async def _action(conn: AsyncConnection, row: Any) -> Action:
     )
 
 
-async def _active_run(conn: AsyncConnection, session: str) -> ActiveRun | None:
+async def _active_run(conn: Connection, session: str) -> ActiveRun | None:
     statement = select(tasks).where(
         tasks.c.session_id == session,
         tasks.c.executor == "agent",

@@ -5,12 +5,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import RowMapping, delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from holdfast.clock import rfc3339
 from holdfast.domain.errors import Conflict, NotFound
 from holdfast.domain.users import Role, User
 from holdfast.store import gates
+from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
 from holdfast.store.tables import tickets, tokens, users
 
@@ -42,13 +42,13 @@ async def create_user(tx: Tx, name: str, role: Role, new_id: str) -> User:
     return await ensure_user(tx, name, role, new_id)
 
 
-async def find_user(conn: AsyncConnection, name: str) -> User | None:
+async def find_user(conn: Connection, name: str) -> User | None:
     """The user of this name."""
     row = (await conn.execute(select(users.c.id, users.c.name, users.c.role).filter_by(name=name))).first()
     return User(*row) if row else None
 
 
-async def list_users(conn: AsyncConnection, after: str | None, limit: int) -> list[dict[str, Any]]:
+async def list_users(conn: Connection, after: str | None, limit: int) -> list[dict[str, Any]]:
     """Users in order of their ids, after `after`."""
     statement = select(users).order_by(users.c.id).limit(limit)
     if after:
@@ -100,7 +100,7 @@ async def create_token(
     }
 
 
-async def list_tokens(conn: AsyncConnection, after: str | None, limit: int) -> list[dict[str, Any]]:
+async def list_tokens(conn: Connection, after: str | None, limit: int) -> list[dict[str, Any]]:
     """Tokens in order of their ids, without anything of the secrets."""
     statement = select(tokens).order_by(tokens.c.id).limit(limit)
     if after:
@@ -121,7 +121,7 @@ async def revoke_token(tx: Tx, token_id: str) -> None:
         raise NotFound("Token not found")
 
 
-async def user_of_token(conn: AsyncConnection, secret: str, now: datetime) -> User | None:
+async def user_of_token(conn: Connection, secret: str, now: datetime) -> User | None:
     """Whose token this is, when it is valid at `now`. The hash is looked up, so timing tells nothing."""
     statement = (
         select(users.c.id, users.c.name, users.c.role)
