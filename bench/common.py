@@ -46,7 +46,7 @@ async def holdfast(
     for wire, session in zip(wires, made, strict=True):
         wire.send(type="hello", id="1", protocol="1.0")
         wire.send(type="subscribe", id="2", session=session)
-    await asyncio.sleep(0.3 + count / 1000)
+    await asyncio.gather(*(reader.follows.wait() for reader in readers))
     start = time.perf_counter()
     for wire, session in zip(wires, made, strict=True):
         wire.send(type="send", id="3", session=session, content=content)

@@ -82,6 +82,7 @@ class Reader:
         self.chunks = 0
         self.ends = 0
         self.ages: list[float] = []
+        self.follows = asyncio.Event()
         self.done = asyncio.Event()
         self._stamps = stamps
 
@@ -90,6 +91,8 @@ class Reader:
         if self._stamps:
             now = time.monotonic_ns()
             self.ages += [(now - int(stamp)) / 1e6 for stamp in _STAMP.findall(payload)]
+        if payload.startswith(b'{"type":"caught_up"'):
+            self.follows.set()
         if b'"RUN_FINISHED"' in payload:
             self.ends += 1
             self.done.set()

@@ -174,7 +174,7 @@ async def test_a_gate_that_somebody_holds_is_passed_by(database: Database, user:
     await make_gates(database, {"held": 5, "free": 5})
     node = await node_of(database)
     held, free = await add(database, user, ["held"]), await add(database, user, ["free"])
-    async with database.writer.connect() as conn, conn.begin():
+    async with database.engine.connect() as conn, conn.begin():
         await conn.execute(select(gates.gates.c.id).where(gates.gates.c.id == "held").with_for_update())
         async with asyncio.timeout(5):
             taken = await database.transact(lambda tx: gates.take(tx, "process", node, limit=9))

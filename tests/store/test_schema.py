@@ -24,8 +24,7 @@ def _differences(connection: Connection) -> list[object]:
 
 
 async def test_the_migrations_give_the_metadata(database: Database) -> None:
-    async with database.writer.connect() as conn:
-        assert await conn.run_sync(_differences) == []
+    assert await database.carry_out(_differences) == []
 
 
 async def test_upgrading_twice_is_the_same_as_once(database: Database) -> None:
@@ -36,8 +35,8 @@ async def test_upgrading_twice_is_the_same_as_once(database: Database) -> None:
 
 
 async def test_a_schema_newer_than_the_code_is_refused(database: Database) -> None:
-    async with database.writer.begin() as conn:
-        await conn.execute(text("UPDATE alembic_version SET version_num = 'from the future'"))
+    change = text("UPDATE alembic_version SET version_num = 'from the future'")
+    await database.transact(lambda tx: tx.conn.execute(change))
     for work in (schema.check, schema.upgrade):
         with pytest.raises(SchemaError, match="newer Holdfast"):
             await work(database)
@@ -61,8 +60,8 @@ def test_the_sql_can_be_printed(dialect: str) -> None:
 
 async def explained(database: Database, statement: Select[*tuple[Any, ...]]) -> str:
     """How the database carries out a query; PostgreSQL as it would with many rows."""
-    query = str(statement.compile(database.writer.sync_engine, compile_kwargs={"literal_binds": True}))
-    async with database.writer.connect() as conn:
+    query = str(statement.compile(database.engine.sync_engine, compile_kwargs={"literal_binds": True}))
+    async with database.read() as conn:
         if database.dialect == "sqlite":
             return "\n".join(row[3] for row in await conn.execute(text(f"EXPLAIN QUERY PLAN {query}")))
         await conn.execute(text("SET enable_seqscan = off"))

@@ -25,6 +25,9 @@ _WRITE_HIGH = 4 * 1024
 
 _SAME_SIGNAL_S = 1.0
 
+_SWITCH_S = 0.0005
+"""How long a thread waits before it asks for the interpreter: a commit is not to wait 5 ms for each statement."""
+
 
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with a small write buffer and a way to cut a stalled peer off.
@@ -111,6 +114,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, settings: Settings, listener: socket.socket, announcement: str | None = None) -> int:
     """Print the announcement once it serves, and serve until a signal ends it; the exit code."""
+    sys.setswitchinterval(_SWITCH_S)
     limits: dict[str, Any] = {"ws_max_size": settings.frame_bytes, "ws_max_queue": 32}
     config = uvicorn.Config(
         app,

@@ -135,7 +135,7 @@ class PostgresAppender:
 
     async def _connect(self) -> asyncpg.Connection:
         if self._held is None:
-            self._held = await connected(self._database.writer)
+            self._held = await connected(self._database.engine)
         raw = await self._held.get_raw_connection()
         connection: asyncpg.Connection | None = raw.driver_connection
         if connection is None or connection.is_closed():

@@ -39,6 +39,7 @@ Unit = Callable[["Tx"], Coroutine[Any, Any, T]]
 """A unit of work: it awaits its transaction and nothing else, for it may run in a thread of its own."""
 
 _RETRIES = 8
+_READERS = 4
 _RETRYABLE_STATES = {"40001", "40P01", "55P03"}
 
 
@@ -161,7 +162,10 @@ OnCommit = Callable[[dict[str, list[ev.Recorded]]], None]
 
 
 class Database:
-    """One database, SQLite or PostgreSQL; `sqlite` is this process's writer to the former."""
+    """One database, SQLite or PostgreSQL.
+
+    `engine` has the connections, on SQLite for reading alone; there `sqlite` is who writes.
+    """
 
     def __init__(self, url: str, *, clock: Clock | None = None, synchronous: str = "full", pool_size: int = 16) -> None:
         self.url = normalize_url(url)
@@ -174,13 +178,7 @@ class Database:
         self._random = random.Random()
         self._running: set[asyncio.Task[Any]] = set()
         self.sqlite = SqliteWriter(self.url, synchronous) if self.dialect == "sqlite" else None
-        self._writer = self._engine(immediate=True, size=1 if self.sqlite else pool_size)
-        self._reader = self._engine(immediate=False, size=4) if self.sqlite else self._writer
-
-    @property
-    def writer(self) -> AsyncEngine:
-        """An engine whose connections may write, for the schema; `transact` is for all else."""
-        return self._writer
+        self.engine = self._make_engine(pool_size)
 
     @property
     def sqlite_path(self) -> Path:
@@ -198,8 +196,7 @@ class Database:
             await asyncio.wait(self._running)
         if self.sqlite is not None:
             await self.sqlite.close()
-        await self._writer.dispose()
-        await self._reader.dispose()
+        await self.engine.dispose()
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
@@ -208,7 +205,7 @@ class Database:
         Raises:
             Unavailable: the database cannot be reached.
         """
-        conn = await connected(self._reader)
+        conn = await connected(self.engine)
         try:
             yield conn
         except (exc.SQLAlchemyError, OSError) as error:
@@ -228,6 +225,13 @@ class Database:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
+
+    async def carry_out(self, work: Callable[[PlainConnection], T]) -> T:
+        """Run a plain function in one transaction, once: for what is no unit of work, as the schema."""
+        if self.sqlite is not None:
+            return await self.sqlite.run(work)
+        async with self.engine.begin() as conn:
+            return await conn.run_sync(work)
 
     async def now(self, conn: Connection) -> datetime:
         """The database's time; on SQLite that is this machine's."""
@@ -262,7 +266,7 @@ class Database:
         return finished(work(tx)), tx
 
     async def _on_connection(self, work: Unit[T]) -> tuple[T, Tx]:
-        conn = await connected(self._writer)
+        conn = await connected(self.engine)
         try:
             async with conn.begin():
                 tx = Tx(conn, self.dialect, await self.now(conn))
@@ -270,10 +274,10 @@ class Database:
         finally:
             await conn.close()
 
-    def _engine(self, *, immediate: bool, size: int) -> AsyncEngine:
+    def _make_engine(self, pool_size: int) -> AsyncEngine:
         if self.dialect == "sqlite":
-            engine = create_async_engine(self.url, pool_size=size, max_overflow=0, connect_args={"timeout": BUSY_S})
-            set_up(engine.sync_engine, self.synchronous, immediate=immediate)
+            engine = create_async_engine(self.url, pool_size=_READERS, max_overflow=0, connect_args={"timeout": BUSY_S})
+            set_up(engine.sync_engine, self.synchronous, begin="BEGIN")
             return engine
         settings = {
             "application_name": "holdfast",
@@ -284,7 +288,7 @@ class Database:
         }
         return create_async_engine(
             self.url,
-            pool_size=size,
+            pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
             pool_pre_ping=False,

@@ -52,8 +52,7 @@ async def check(database: Database) -> None:
 
 async def present(database: Database) -> str | None:
     """The revision of the schema in the database, None when there is none."""
-    async with database.writer.connect() as conn:
-        return await conn.run_sync(_revision)
+    return await database.carry_out(_revision)
 
 
 async def upgrade(database: Database) -> None:
@@ -65,8 +64,7 @@ async def upgrade(database: Database) -> None:
     state = await present(database)
     if state is not None and state != newest() and not _known(state):
         await check(database)
-    async with database.writer.begin() as conn:
-        await conn.run_sync(_upgrade)
+    await database.carry_out(_upgrade)
 
 
 def sql(dialect: str) -> str:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 BUSY_S = 5.0
 """How long a statement waits for another process."""
 
-GROUP_S = 0.008
+GROUP_S = 0.004
 """After this a group takes nothing more in; it is committed."""
 
 
@@ -37,11 +37,13 @@ class SqliteWriter:
         self.engine = create_engine(
             url.set(drivername="sqlite+pysqlite"), poolclass=NullPool, connect_args={"timeout": BUSY_S}
         )
-        set_up(self.engine, synchronous, immediate=True)
+        set_up(self.engine, synchronous, begin=None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         self._connection: Connection | None = None
+        self._first: deque[_Turn] = deque()
         self._waiting: deque[_Turn] = deque()
         self._serving: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def run(self, work: Callable[[Connection], T], *, first: bool = False) -> T:
         """What `work` returns, once that is durable; `first` goes before all that wait.
@@ -49,17 +51,17 @@ class SqliteWriter:
         Raises:
             What the work raises: nothing of it is stored. What the database says of the group.
         """
+        if self._closed:
+            raise RuntimeError("the database is closed")
         turn = _Turn(work, contextvars.copy_context(), asyncio.get_running_loop().create_future())
-        if first:
-            self._waiting.appendleft(turn)
-        else:
-            self._waiting.append(turn)
+        (self._first if first else self._waiting).append(turn)
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve(), name="sqlite-writer")
         return await turn.done
 
     async def close(self) -> None:
         """Carry out what waits, close the connection, end the thread."""
+        self._closed = True
         if self._serving is not None:
             await self._serving
         await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
@@ -68,8 +70,9 @@ class SqliteWriter:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._waiting:
-                group = [turn for turn in self._waiting if not turn.done.cancelled()]
+            while self._first or self._waiting:
+                group = [turn for turn in (*self._first, *self._waiting) if not turn.done.cancelled()]
+                self._first.clear()
                 self._waiting.clear()
                 outcomes: list[_Outcome] = await loop.run_in_executor(self._thread, self._commit, group)
                 self._waiting.extendleft(reversed(group[len(outcomes) :]))
@@ -83,12 +86,13 @@ class SqliteWriter:
         try:
             connection = self._connection = self._connection or self.engine.connect()
             outcomes: list[_Outcome] = []
-            with connection.begin():
-                closes = time.monotonic() + GROUP_S
-                for turn in group:
-                    outcomes.append(turn.carry_out(connection))
-                    if time.monotonic() > closes:
-                        break
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            closes = time.monotonic() + GROUP_S
+            for turn in group:
+                outcomes.append(turn.carry_out(connection))
+                if time.monotonic() > closes:
+                    break
+            connection.exec_driver_sql("COMMIT")
         except Exception as error:
             self._drop()
             return [_Outcome(error=error)] * len(group)
@@ -122,13 +126,16 @@ class _Turn:
         Raises:
             Exception: SQLite has taken back the whole transaction.
         """
+        connection.exec_driver_sql("SAVEPOINT turn")
         try:
-            with connection.begin_nested():
-                return _Outcome(self.context.run(self.work, connection))
+            outcome = _Outcome(self.context.run(self.work, connection))
         except Exception as error:
             if not driver(connection).in_transaction:
                 raise
-            return _Outcome(error=error)
+            connection.exec_driver_sql("ROLLBACK TO turn")
+            outcome = _Outcome(error=error)
+        connection.exec_driver_sql("RELEASE turn")
+        return outcome
 
     def settle(self, outcome: _Outcome) -> None:
         """Tell whoever waits, if anybody still does."""
@@ -156,7 +163,7 @@ def driver(connection: Connection) -> sqlite3.Connection:
     return found
 
 
-def set_up(engine: Engine, synchronous: str, *, immediate: bool) -> None:
+def set_up(engine: Engine, synchronous: str, *, begin: str | None) -> None:
     """Let an engine's connections begin as they must."""
 
     def connect(connection: Any, _record: Any) -> None:
@@ -166,11 +173,9 @@ def set_up(engine: Engine, synchronous: str, *, immediate: bool) -> None:
             cursor.execute(pragma)
         cursor.close()
 
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
     event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", begin)
+    if begin is not None:
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
 
 
 def pragmas(synchronous: str) -> list[str]:
