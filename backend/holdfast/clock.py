@@ -32,11 +32,13 @@ class SystemClock:
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then randomness; sorts by time of creation."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    value = value & ~(0xF000 << 64) | (0x7000 << 64)
-    value = value & ~(0xC000 << 48) | (0x8000 << 48)
-    return str(UUID(int=value))
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 12 of their fraction (method 3), 62 random ones.
+
+    Those of one process sort as they were made, within a millisecond too: what is sent first is first in line.
+    """
+    milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
+    fraction = rest_ns * 4096 // 1_000_000
+    return str(UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)))
 
 
 def is_id(text: str) -> bool:

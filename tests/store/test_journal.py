@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from holdfast.clock import SystemClock, new_id
 from holdfast.domain import events as ev
-from holdfast.domain.errors import LeaseLost, Unavailable
+from holdfast.domain.errors import LeaseLost, SessionNotFound, Unavailable
 from holdfast.domain.users import User
 from holdfast.store import claims, endings, nodes, runs, sessions
-from holdfast.store.appenders import PositionTaken, make_appender
+from holdfast.store.appenders import Addition, PositionTaken, make_appender
 from holdfast.store.claims import Claim
 from holdfast.store.database import Database
 from holdfast.store.journal import Journal
@@ -166,11 +166,11 @@ class Flaky:
         self.inner = inner
         self.faults = faults
 
-    async def write(self, rows: Any, now: Any) -> None:
+    async def write(self, additions: Any, now: Any) -> None:
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "before":
             raise Unavailable("gone before the commit")
-        await self.inner.write(rows, now)
+        await self.inner.write(additions, now)
         if fault == "after":
             raise Unavailable("gone after the commit")
 
@@ -204,12 +204,61 @@ async def test_a_database_that_stays_away_ends_the_writer(journal: Journal, clai
 async def test_a_taken_place_is_refused_whole(database: Database, claim: Claim) -> None:
     appender = make_appender(database)
     now = SystemClock().now()
-    rows = [(claim.session, seq, claim.run, 1, KIND, chunk(claim, "x")) for seq in (100, 101, 1)]
+    said = [(KIND, chunk(claim, "x"))] * 2
+    additions = [Addition(claim.session, claim.run, 1, first, said) for first in (1, 100)]
     with pytest.raises(PositionTaken):
-        await appender.write(sorted(rows, key=lambda row: row[1]), now)
+        await appender.write(additions, now)
     await appender.close()
     async with database.read() as conn:
         assert (await conn.execute(select(events.c.seq).where(events.c.seq >= 100))).first() is None
+
+
+async def test_a_session_that_is_gone_takes_nothing_more(
+    journal: Journal, database: Database, user: User, claim: Claim
+) -> None:
+    """Neither from a run that does not know it yet, nor in a transaction; and nothing of it is left."""
+    writer = journal.open(claim.session, claim.run, claim.attempt, claim.head)
+    writer.put(KIND, chunk(claim, "before"))
+    await writer.flush()
+    await database.transact(lambda tx: endings.end(tx, claim.run, claim.attempt, endings.End(outcome="success")))
+    await database.transact(lambda tx: sessions.remove(tx, user, claim.session))
+    writer.put(KIND, chunk(claim, "late"))
+    with pytest.raises(LeaseLost):
+        await writer.flush()
+    late = (None, 0, ev.Custom(name="x", value={}))
+    with pytest.raises(SessionNotFound):
+        await database.transact(lambda tx: tx.append(claim.session, [late]))
+    async with database.read() as conn:
+        assert (await conn.execute(select(events))).first() is None
+
+
+async def test_sessions_that_are_deleted_while_runs_write_leave_nothing(
+    journal: Journal, database: Database, user: User
+) -> None:
+    """In any order of the two; the other sessions of the same batches lose nothing."""
+    made = [await database.transact(lambda tx: sessions.create(tx, user, new_id(), {})) for _ in range(6)]
+    claimed_ = [await claimed(database, user, one["id"]) for one in made]
+    writers = [journal.open(claim.session, claim.run, claim.attempt, claim.head) for claim in claimed_]
+
+    async def speak(number: int) -> None:
+        for count in range(200):
+            writers[number].put(KIND, chunk(claimed_[number], f"{count} "))
+            await asyncio.sleep(0.0005)
+        await writers[number].flush()
+
+    async def delete(number: int) -> None:
+        await asyncio.sleep(0.02 + 0.01 * number)
+        claim = claimed_[number]
+        await database.transact(lambda tx: endings.end(tx, claim.run, claim.attempt, endings.End(outcome="success")))
+        await database.transact(lambda tx: sessions.remove(tx, user, claim.session))
+
+    talks = [speak(number) for number in range(6)]
+    outcomes = await asyncio.gather(*talks, *(delete(number) for number in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LeaseLost] * 3 + [type(None)] * 6
+    async with database.read() as conn:
+        rows = (await conn.execute(select(events.c.session_id).where(events.c.type == KIND))).all()
+    kept = [row[0] for row in rows]
+    assert {session: kept.count(session) for session in set(kept)} == {claim.session: 200 for claim in claimed_[3:]}
 
 
 async def test_concurrent_transactions_append_in_turn(database: Database, session: str) -> None:

@@ -1,10 +1,12 @@
 """The schema: migrations and metadata are one, plans use their indexes, newer ones are refused."""
 
+import uuid
 import warnings
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from holdfast.store import gates, schema
@@ -32,6 +34,41 @@ async def test_upgrading_twice_is_the_same_as_once(database: Database) -> None:
     await schema.upgrade(database)
     await database.load_epoch()
     assert database.epoch == epoch != ""
+
+
+async def test_a_journal_of_an_older_schema_is_kept(database_url: str) -> None:
+    """Until 0003 events had a foreign key; SQLite's table is made again without."""
+
+    def older(connection: Connection) -> None:
+        settings = schema.config()
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "0003")
+
+    now = "'2026-01-01T00:00:00.000000Z'"
+    user, session, task, message = (str(uuid.UUID(int=number)) for number in range(1, 5))
+    said = [
+        f"INSERT INTO users (id, name, role, created_at) VALUES ('{user}', 'a', 'user', {now})",
+        "INSERT INTO sessions (id, owner, title, ui_status, version, oldest_seq, created_at, updated_at)"
+        f" VALUES ('{session}', '{user}', '', 'Idle', 1, 1, {now}, {now})",
+        "INSERT INTO messages (id, session_id, task_id, role, content, content_seq, streaming, metadata, created_at)"
+        f" VALUES ('{message}', '{session}', '{task}', 'assistant', 'half ', 1, 1, '{{}}', {now})",
+        *(
+            "INSERT INTO events (session_id, seq, task_id, attempt, type, data, created_at)"
+            f" VALUES ('{session}', {seq}, '{task}', 1, 'TEXT_MESSAGE_CONTENT', '{{\"delta\": \"{word}\"}}', {now})"
+            for seq, word in enumerate(("old", "a ", "word"), start=1)
+        ),
+    ]
+    database = Database(database_url)
+    try:
+        await database.carry_out(older)
+        for statement in said:
+            await database.carry_out(lambda connection, one=statement: connection.exec_driver_sql(one))
+        await schema.upgrade(database)
+        async with database.read() as conn:
+            assert list(await conn.scalars(text("SELECT seq FROM events ORDER BY seq"))) == [1, 2, 3]
+            assert await conn.scalar(text("SELECT content FROM message_contents")) == "half a word"
+    finally:
+        await database.close()
 
 
 async def test_a_schema_newer_than_the_code_is_refused(database: Database) -> None:

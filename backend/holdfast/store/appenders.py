@@ -4,7 +4,9 @@ Both refuse the whole batch with `PositionTaken` when one of its places is taken
 fence. SQLAlchemy's per-row work is bypassed here, and only here.
 """
 
+import json
 import sqlite3
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -17,10 +19,20 @@ from holdfast.domain.errors import Unavailable
 from holdfast.store.database import Database, connected, is_connection_error
 from holdfast.store.sqlite import SqliteWriter, driver
 
-Row = tuple[str, int, str | None, int, str, str]
-"""session, seq, run, attempt, type, data"""
+
+@dataclass(slots=True, frozen=True)
+class Addition:
+    """What one writer adds to a session's journal, from place `first` on: (type, data) of each event."""
+
+    session: str
+    run: str
+    attempt: int
+    first: int
+    events: list[tuple[str, str]]
+
 
 _COLUMNS = "session_id, seq, task_id, attempt, type, data, created_at"
+_WIDTH = 7
 _LARGEST = 2048
 
 
@@ -29,13 +41,13 @@ class PositionTaken(Exception):
 
 
 class Appender(Protocol):
-    """Writes rows and returns when they are durable."""
+    """Writes what runs say and returns when it is durable."""
 
-    async def write(self, rows: list[Row], now: datetime) -> None:
-        """Insert `rows`, sorted by session and seq, in one transaction.
+    async def write(self, additions: list[Addition], now: datetime) -> None:
+        """Insert all events, of sessions in their order, in one transaction.
 
         Raises:
-            PositionTaken: a place is taken; nothing is stored.
+            PositionTaken: a place is taken, or a session is gone; nothing is stored.
             Unavailable: the database cannot be reached; whether it is stored is not known.
         """
         ...
@@ -54,11 +66,11 @@ class SqliteAppender:
     def __init__(self, writer: SqliteWriter) -> None:
         self._writer = writer
 
-    async def write(self, rows: list[Row], now: datetime) -> None:
+    async def write(self, additions: list[Addition], now: datetime) -> None:
         """See `Appender.write`."""
         text = rfc3339(now)
         try:
-            await self._writer.run(lambda connection: _insert(driver(connection), rows, text), first=True)
+            await self._writer.run(lambda connection: _insert(driver(connection), additions, text), first=True)
         except sqlite3.IntegrityError as error:
             raise PositionTaken(str(error)) from error
         except (sqlite3.OperationalError, exc.OperationalError) as error:
@@ -68,21 +80,27 @@ class SqliteAppender:
         """See `Appender.close`: the writer is the database's."""
 
 
-def _insert(connection: sqlite3.Connection, rows: list[Row], now: str) -> None:
-    start, left = 0, len(rows)
+def _insert(connection: sqlite3.Connection, additions: list[Addition], now: str) -> None:
+    wanted = {addition.session for addition in additions}
+    (there,) = connection.execute(_THERE, (json.dumps(list(wanted)),)).fetchone()
+    if there != len(wanted):
+        raise PositionTaken("a session is gone")
+    values: list[Any] = []
+    for addition in additions:
+        session, run, attempt = addition.session, addition.run, addition.attempt
+        for seq, (kind, data) in enumerate(addition.events, start=addition.first):
+            values += (session, seq, run, attempt, kind, data, now)
+    start, left = 0, len(values) // _WIDTH
     size = _LARGEST
     while left:
         while size > left:
             size //= 2
-        values: list[Any] = []
-        for row in rows[start : start + size]:
-            values += row
-            values.append(now)
-        connection.execute(_insert_sql(size), values)
+        connection.execute(_insert_sql(size), values[start * _WIDTH : (start + size) * _WIDTH])
         start += size
         left -= size
 
 
+_THERE = "SELECT count(*) FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
 _statements: dict[int, str] = {}
 
 
@@ -97,26 +115,24 @@ class PostgresAppender:
     """One connection of its own; a batch is one statement and one round trip."""
 
     _SQL = f"""
+        WITH held AS MATERIALIZED (SELECT id FROM sessions WHERE id = ANY($1::uuid[]) ORDER BY id FOR KEY SHARE)
         INSERT INTO events ({_COLUMNS})
-        SELECT s, q, r, a, t, d, $7
-        FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::text[], $6::text[])
-             AS row(s, q, r, a, t, d)
+        SELECT ($1::uuid[])[w], q, ($2::uuid[])[w], ($3::int[])[w], t, d, $8
+        FROM unnest($4::int[], $5::bigint[], $6::text[], $7::text[]) AS row(w, q, t, d)
+        WHERE (SELECT count(*) FROM held) = (SELECT count(DISTINCT s) FROM unnest($1::uuid[]) AS wanted(s))
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._held: AsyncConnection | None = None
 
-    async def write(self, rows: list[Row], now: datetime) -> None:
+    async def write(self, additions: list[Addition], now: datetime) -> None:
         """See `Appender.write`."""
         try:
             connection = await self._connect()
-            columns: list[tuple[Any, ...]] = list(zip(*rows, strict=True))
-            await connection.execute(self._SQL, *columns, now)
+            done = await connection.execute(self._SQL, *_columns(additions), now)
         except asyncpg.UniqueViolationError as error:
             raise PositionTaken(str(error)) from error
-        except asyncpg.ForeignKeyViolationError as error:
-            raise PositionTaken("the session is gone") from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             await self.close()
             raise Unavailable("The database does not answer", retry_after_s=1.0) from error
@@ -125,6 +141,8 @@ class PostgresAppender:
             if is_connection_error(error):
                 raise Unavailable("The database does not answer", retry_after_s=1.0) from error
             raise
+        if done == "INSERT 0 0":
+            raise PositionTaken("a session is gone")
 
     async def close(self) -> None:
         """Give the connection up; the next write opens a new one."""
@@ -141,6 +159,23 @@ class PostgresAppender:
         if connection is None or connection.is_closed():
             raise OSError("the connection is closed")
         return connection
+
+
+def _columns(additions: list[Addition]) -> tuple[list[Any], ...]:
+    """Sessions, runs and attempts once a writer; for each event its writer's number from 1, place, type and data."""
+    writers: list[int] = []
+    places: list[int] = []
+    kinds: list[str] = []
+    data: list[str] = []
+    for number, addition in enumerate(additions, start=1):
+        count = len(addition.events)
+        writers += [number] * count
+        places += range(addition.first, addition.first + count)
+        kinds += [kind for kind, _ in addition.events]
+        data += [text for _, text in addition.events]
+    sessions = [addition.session for addition in additions]
+    runs = [addition.run for addition in additions]
+    return sessions, runs, [addition.attempt for addition in additions], writers, places, kinds, data
 
 
 def make_appender(database: Database) -> Appender:

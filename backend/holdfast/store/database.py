@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection as PlainConnection
-from sqlalchemy import exc, func, insert, select, text
+from sqlalchemy import bindparam, exc, func, insert, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from holdfast import tracing
 from holdfast.clock import Clock, SystemClock, rfc3339
 from holdfast.domain import events as ev
-from holdfast.domain.errors import Unavailable
+from holdfast.domain.errors import SessionNotFound, Unavailable
 from holdfast.store.connection import Connection, ThreadConnection
 from holdfast.store.sqlite import BUSY_S, SqliteWriter, finished, set_up
-from holdfast.store.tables import events, meta
+from holdfast.store.tables import events, meta, sessions
 
 log = logging.getLogger("holdfast.store")
 
@@ -37,6 +37,14 @@ Written = tuple[str | None, int, ev.Event]
 
 Unit = Callable[["Tx"], Coroutine[Any, Any, T]]
 """A unit of work: it awaits its transaction and nothing else, for it may run in a thread of its own."""
+
+_LAST = select(func.max(events.c.seq)).where(events.c.session_id == bindparam("session")).scalar_subquery()
+_HEAD = (
+    select(func.coalesce(_LAST, 0))
+    .where(sessions.c.id == bindparam("session"))
+    .with_for_update(read=True, key_share=True)
+)
+"""The head of a session that is held: what a foreign key would do for each row, once."""
 
 _RETRIES = 8
 _READERS = 4
@@ -123,12 +131,18 @@ class Tx:
         return records
 
     async def head(self, session: str) -> int:
-        """The seq of the last event of a session, 0 when there is none."""
+        """The seq of the last event of a session, 0 when there is none; the session cannot go meanwhile.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
         if mine := self.appended.get(session):
             return mine[-1].seq  # Nobody can write behind that before this transaction is over.
         if session in self.heads:
             return self.heads[session]
-        found = await self.conn.scalar(select(func.max(events.c.seq)).where(events.c.session_id == session)) or 0
+        found = await self.conn.scalar(_HEAD, {"session": session})
+        if found is None:
+            raise SessionNotFound
         if self.dialect == "sqlite":  # BEGIN IMMEDIATE: it stays.
             self.heads[session] = found
         return found

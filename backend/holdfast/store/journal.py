@@ -24,7 +24,7 @@ from holdfast.clock import Clock, rfc3339
 from holdfast.domain.errors import LeaseLost, Unavailable
 from holdfast.domain.events import Recorded
 from holdfast.domain.tasks import ACTIVE
-from holdfast.store.appenders import PositionTaken, Row, make_appender
+from holdfast.store.appenders import Addition, PositionTaken, make_appender
 from holdfast.store.database import Database
 from holdfast.store.tables import events, sessions, tasks
 
@@ -117,8 +117,7 @@ class RunWriter:
     def fail(self, failure: BaseException) -> None:
         """End the writer; what was not committed is dropped."""
         self.failure = failure
-        self.pending.clear()
-        self.taken.clear()
+        self.pending, self.taken = [], []  # What is on its way is not touched.
         self.bytes = 0
         self.committed.set()
         self.on_failure()
@@ -261,28 +260,22 @@ class Journal:
                 pause_s = min(pause_s * 2, 1.0)
 
     async def _write(self, batch: list[RunWriter]) -> None:
-        rows: list[Row] = []
-        for writer in batch:
-            session, run, attempt = writer.session, writer.run, writer.attempt
-            rows += [
-                (session, seq, run, attempt, kind, data)
-                for seq, (kind, data) in enumerate(writer.taken, start=writer.head + 1)
-            ]
         now = self._clock.now()
-        await self._appender.write(rows, now)
+        await self._appender.write(
+            [Addition(one.session, one.run, one.attempt, one.head + 1, one.taken) for one in batch], now
+        )
         self.commits += 1
-        self.events += len(rows)
-        self._settle(batch, rows, rfc3339(now))
-
-    def _settle(self, batch: list[RunWriter], rows: list[Row], ts: str) -> None:
-        start = 0
+        ts = rfc3339(now)
         for writer in batch:
-            stop = start + len(writer.taken)
-            writer.taken = []
-            writer.head = rows[stop - 1][1]
-            self.on_commit(writer.session, [Recorded(row[1], row[2], ts, row[5]) for row in rows[start:stop]])
-            writer.committed.set()
-            start = stop
+            self._settle(writer, ts)
+
+    def _settle(self, writer: RunWriter, ts: str) -> None:
+        run, taken, first = writer.run, writer.taken, writer.head + 1
+        writer.taken = []
+        writer.head += len(taken)
+        self.events += len(taken)
+        self.on_commit(writer.session, [Recorded(seq, run, ts, data) for seq, (_, data) in enumerate(taken, first)])
+        writer.committed.set()
 
     async def _resolve(self, batch: list[RunWriter]) -> None:
         """Find out, for each writer, what stands where it wanted to write.

@@ -13,7 +13,7 @@ from holdfast.domain.users import User, access
 from holdfast.store import gates
 from holdfast.store.connection import Connection
 from holdfast.store.database import Tx
-from holdfast.store.tables import sessions, tasks, users
+from holdfast.store.tables import events, sessions, tasks, users
 
 Row = RowMapping
 """The row of a session."""
@@ -167,6 +167,7 @@ async def remove(tx: Tx, user: User, session: str) -> None:
     if open_task is not None:
         raise RunActive("A run is active in this session; cancel it first")
     await tx.conn.execute(delete(sessions).where(sessions.c.id == session))
+    await tx.conn.execute(delete(events).where(events.c.session_id == session))
     await gates.remove(tx, f"session:{session}")
 
 

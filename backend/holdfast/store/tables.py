@@ -428,7 +428,7 @@ grants = Table(
 events = Table(
     "events",
     metadata,
-    Column("session_id", Id, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("session_id", Id, primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("task_id", Id),
     Column("attempt", Integer, nullable=False),
@@ -437,6 +437,7 @@ events = Table(
     Column("created_at", Moment, nullable=False),
     sqlite_with_rowid=False,
 )
+"""The journals. No foreign key, which would be checked once a row: whoever appends holds the session instead."""
 
 idempotency = Table(
     "idempotency",
