@@ -118,13 +118,12 @@ async def test_a_snapshot_replaces_a_cursor_that_cannot_be_followed(
 ) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as client:
-        epoch = (await client.ask("subscribe", session=session))["at"]["epoch"]
+        epoch = (await client.follow(session))["at"]["epoch"]
         sent = await client.ask("send", session=session, content="fast 3")
         await client.wait_end(session, sent["result"]["run"])
         if cursor is not None and cursor["epoch"] == "":
             cursor = {**cursor, "epoch": epoch}
-        await client.ask("subscribe", session=session, cursor=cursor)
-        frame = await client.wait_for(lambda f: f["type"] == "snapshot" and f["reason"] == reason and f["seq"] > 0)
+        await client.follow(session, cursor)
         frame = [f for f in client.frames if f["type"] == "snapshot"][-1]
         assert frame["reason"] == reason
         assert [m["role"] for m in frame["messages"]] == ["user", "assistant"]

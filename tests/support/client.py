@@ -62,16 +62,17 @@ class Client:
         frame_id = await self.send(type, **fields)
         return await self.wait_for(lambda frame: frame.get("re") == frame_id)
 
-    async def follow(self, session: str) -> None:
-        """Subscribe from now on: all that is committed after this comes as events, none of it in the snapshot."""
+    async def follow(self, session: str, cursor: Frame | None = None) -> Frame:
+        """Subscribe, and catch up: all that is committed after this comes as events. The answer."""
         before = len(self.frames)
-        await self.ask("subscribe", session=session)
+        answer = await self.ask("subscribe", session=session, cursor=cursor)
 
         def caught_up() -> bool:
             return any(f["type"] == "caught_up" and f["session"] == session for f in self.frames[before:])
 
         async with asyncio.timeout(30), self._news:
             await self._news.wait_for(lambda: caught_up() or self.closed is not None)
+        return answer
 
     async def wait_for(self, wanted: Any, seconds: float = 30.0) -> Frame:
         """The first frame, from the beginning, that is wanted."""
