@@ -24,8 +24,10 @@ class Message(Base):
 
 async def chunks_per_second(url: str, chunks: int) -> float:
     """How many chunks a second are stored so."""
-    engine = create_async_engine(normalize_url(url))
-    if engine.dialect.name == "sqlite":
+    parsed = normalize_url(url)
+    on_sqlite = parsed.get_backend_name() == "sqlite"
+    engine = create_async_engine(parsed.set(drivername="sqlite+aiosqlite") if on_sqlite else parsed)
+    if on_sqlite:
 
         @event.listens_for(engine.sync_engine, "connect")
         def connect(connection: object, _record: object) -> None:

@@ -33,11 +33,11 @@ MAY_IMPORT = {
 THIRD_PARTIES = {
     "domain": {"msgspec"},
     "agents": {"msgspec", "pydantic_ai", "httpx2", "fastmcp"},
-    "store": {"sqlalchemy", "alembic", "aiosqlite", "asyncpg", "msgspec"},
+    "store": {"sqlalchemy", "alembic", "asyncpg", "msgspec"},
     "engine": {"msgspec"},
 }
 
-DATABASE = {"sqlalchemy", "alembic", "aiosqlite", "asyncpg"}
+DATABASE = {"sqlalchemy", "alembic", "asyncpg"}
 """What only the store may import."""
 
 NOT_IN_DOMAIN = {"asyncio", "random", "time", "os", "subprocess", "datetime", "socket", "threading", "secrets"}

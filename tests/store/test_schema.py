@@ -97,8 +97,8 @@ def test_the_sql_can_be_printed(dialect: str) -> None:
 
 async def explained(database: Database, statement: Select[*tuple[Any, ...]]) -> str:
     """How the database carries out a query; PostgreSQL as it would with many rows."""
-    query = str(statement.compile(database.engine.sync_engine, compile_kwargs={"literal_binds": True}))
     async with database.read() as conn:
+        query = str(statement.compile(dialect=conn.dialect, compile_kwargs={"literal_binds": True}))
         if database.dialect == "sqlite":
             return "\n".join(row[3] for row in await conn.execute(text(f"EXPLAIN QUERY PLAN {query}")))
         await conn.execute(text("SET enable_seqscan = off"))

@@ -180,4 +180,4 @@ def _columns(additions: list[Addition]) -> tuple[list[Any], ...]:
 
 def make_appender(database: Database) -> Appender:
     """The appender for the database's dialect."""
-    return PostgresAppender(database) if database.sqlite is None else SqliteAppender(database.sqlite)
+    return PostgresAppender(database) if database.sqlite is None else SqliteAppender(database.sqlite.writer)

@@ -26,7 +26,7 @@ from holdfast.clock import Clock, SystemClock, rfc3339
 from holdfast.domain import events as ev
 from holdfast.domain.errors import SessionNotFound, Unavailable
 from holdfast.store.connection import Connection, ThreadConnection
-from holdfast.store.sqlite import BUSY_S, SqliteWriter, finished, set_up
+from holdfast.store.sqlite import Sqlite, finished
 from holdfast.store.tables import events, meta, sessions
 
 log = logging.getLogger("holdfast.store")
@@ -47,7 +47,6 @@ _HEAD = (
 """The head of a session that is held: what a foreign key would do for each row, once."""
 
 _RETRIES = 8
-_READERS = 4
 _RETRYABLE_STATES = {"40001", "40P01", "55P03"}
 
 
@@ -56,7 +55,7 @@ class DatabaseUrlError(ValueError):
 
 
 def normalize_url(url: str) -> URL:
-    """The URL with the async driver, from any usual spelling.
+    """The URL with the driver, from any usual spelling.
 
     Raises:
         DatabaseUrlError: neither SQLite nor PostgreSQL, or no URL at all.
@@ -70,7 +69,7 @@ def normalize_url(url: str) -> URL:
     if kind in ("postgres", "postgresql"):
         return parsed.set(drivername="postgresql+asyncpg")
     if kind == "sqlite":
-        return parsed.set(drivername="sqlite+aiosqlite")
+        return parsed.set(drivername="sqlite")
     raise DatabaseUrlError(f"{kind!r} is not supported; use sqlite:///PATH or postgresql://...")
 
 
@@ -176,10 +175,7 @@ OnCommit = Callable[[dict[str, list[ev.Recorded]]], None]
 
 
 class Database:
-    """One database, SQLite or PostgreSQL.
-
-    `engine` has the connections, on SQLite for reading alone; there `sqlite` is who writes.
-    """
+    """One database: SQLite with its threads (`sqlite`), or PostgreSQL with its connections (`engine`)."""
 
     def __init__(self, url: str, *, clock: Clock | None = None, synchronous: str = "full", pool_size: int = 16) -> None:
         self.url = normalize_url(url)
@@ -191,8 +187,14 @@ class Database:
         self._local = clock or SystemClock()
         self._random = random.Random()
         self._running: set[asyncio.Task[Any]] = set()
-        self.sqlite = SqliteWriter(self.url, synchronous) if self.dialect == "sqlite" else None
-        self.engine = self._make_engine(pool_size)
+        self.sqlite = Sqlite(self.url, synchronous) if self.dialect == "sqlite" else None
+        self._engine = None if self.sqlite else _postgresql(self.url, synchronous, pool_size)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """PostgreSQL's connections."""
+        assert self._engine is not None
+        return self._engine
 
     @property
     def sqlite_path(self) -> Path:
@@ -210,24 +212,24 @@ class Database:
             await asyncio.wait(self._running)
         if self.sqlite is not None:
             await self.sqlite.close()
-        await self.engine.dispose()
+        else:
+            await self.engine.dispose()
 
     @contextlib.asynccontextmanager
-    async def read(self) -> AsyncGenerator[AsyncConnection]:
+    async def read(self) -> AsyncGenerator[Connection]:
         """A connection for reading, in one transaction that sees one moment.
 
         Raises:
             Unavailable: the database cannot be reached.
         """
-        conn = await connected(self.engine)
-        try:
-            yield conn
-        except (exc.SQLAlchemyError, OSError) as error:
-            if is_connection_error(error):
-                raise _gone() from error
-            raise
-        finally:
-            await conn.close()
+        opened = self.sqlite.reading() if self.sqlite is not None else _connection(self.engine)
+        async with opened as conn:
+            try:
+                yield conn
+            except (exc.SQLAlchemyError, OSError) as error:
+                if is_connection_error(error):
+                    raise _gone() from error
+                raise
 
     async def transact(self, work: Unit[T]) -> T:
         """Run `work` in one transaction and commit it; whoever waits may go away, it is finished.
@@ -243,7 +245,7 @@ class Database:
     async def carry_out(self, work: Callable[[PlainConnection], T]) -> T:
         """Run a plain function in one transaction, once: for what is no unit of work, as the schema."""
         if self.sqlite is not None:
-            return await self.sqlite.run(work)
+            return await self.sqlite.writer.run(work)
         async with self.engine.begin() as conn:
             return await conn.run_sync(work)
 
@@ -268,7 +270,7 @@ class Database:
 
     async def _once(self, work: Unit[T]) -> T:
         if self.sqlite is not None:
-            result, tx = await self.sqlite.run(lambda connection: self._in_thread(connection, work))
+            result, tx = await self.sqlite.writer.run(lambda connection: self._in_thread(connection, work))
         else:
             result, tx = await self._on_connection(work)
         if tx.appended:
@@ -280,34 +282,36 @@ class Database:
         return finished(work(tx)), tx
 
     async def _on_connection(self, work: Unit[T]) -> tuple[T, Tx]:
-        conn = await connected(self.engine)
-        try:
-            async with conn.begin():
-                tx = Tx(conn, self.dialect, await self.now(conn))
-                return await work(tx), tx
-        finally:
-            await conn.close()
+        async with _connection(self.engine) as conn, conn.begin():
+            tx = Tx(conn, self.dialect, await self.now(conn))
+            return await work(tx), tx
 
-    def _make_engine(self, pool_size: int) -> AsyncEngine:
-        if self.dialect == "sqlite":
-            engine = create_async_engine(self.url, pool_size=_READERS, max_overflow=0, connect_args={"timeout": BUSY_S})
-            set_up(engine.sync_engine, self.synchronous, begin="BEGIN")
-            return engine
-        settings = {
-            "application_name": "holdfast",
-            "synchronous_commit": "on" if self.synchronous == "full" else "off",
-            "idle_in_transaction_session_timeout": "10000",
-            "lock_timeout": "10000",
-            "statement_timeout": "60000",
-        }
-        return create_async_engine(
-            self.url,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=10,
-            pool_pre_ping=False,
-            connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
-        )
+
+def _postgresql(url: URL, synchronous: str, pool_size: int) -> AsyncEngine:
+    settings = {
+        "application_name": "holdfast",
+        "synchronous_commit": "on" if synchronous == "full" else "off",
+        "idle_in_transaction_session_timeout": "10000",
+        "lock_timeout": "10000",
+        "statement_timeout": "60000",
+    }
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=False,
+        connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
+    )
+
+
+@contextlib.asynccontextmanager
+async def _connection(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    conn = await connected(engine)
+    try:
+        yield conn
+    finally:
+        await conn.close()
 
 
 async def connected(engine: AsyncEngine) -> AsyncConnection:

@@ -1,4 +1,4 @@
-"""SQLite: how its connections are set up, and the one thread in which this process writes.
+"""SQLite: how its connections are set up, those for reading, and the one thread in which this process writes.
 
 A unit of work runs in the thread from its first statement to its last: a statement costs no way to
 the thread and back. All that wait when a commit ends share the next one, each in a savepoint of its
@@ -8,11 +8,12 @@ for the work of others. Other processes are met with BEGIN IMMEDIATE.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,23 +22,53 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
+from holdfast.store.connection import ReadingConnection
+
 T = TypeVar("T")
 
 BUSY_S = 5.0
 """How long a statement waits for another process."""
 
+READERS = 4
+"""How many may read at once."""
+
 GROUP_S = 0.004
 """After this a group takes nothing more in; it is committed."""
+
+
+class Sqlite:
+    """One SQLite database: this process's writer, and connections for reading, each with a thread."""
+
+    def __init__(self, url: URL, synchronous: str) -> None:
+        self.writer = SqliteWriter(url, synchronous)
+        engine = _engine(url, synchronous, begin="BEGIN")
+        self._readers = [ReadingConnection(engine.connect) for _ in range(READERS)]
+        self._idle: asyncio.LifoQueue[ReadingConnection] = asyncio.LifoQueue()
+        for reader in self._readers:
+            self._idle.put_nowait(reader)
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncGenerator[ReadingConnection]:
+        """A connection that nobody else has; it sees one moment from its first statement on."""
+        reader = await self._idle.get()
+        try:
+            yield reader
+        finally:
+            reader.reset()
+            self._idle.put_nowait(reader)
+
+    async def close(self) -> None:
+        """Carry out what waits, and close all connections."""
+        await self.writer.close()
+        for reader in self._readers:
+            await asyncio.to_thread(reader.close)
 
 
 class SqliteWriter:
     """All writing of this process to one SQLite database."""
 
     def __init__(self, url: URL, synchronous: str) -> None:
-        self.engine = create_engine(
-            url.set(drivername="sqlite+pysqlite"), poolclass=NullPool, connect_args={"timeout": BUSY_S}
-        )
-        set_up(self.engine, synchronous, begin=None)
+        self.engine = _engine(url, synchronous, begin=None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         self._connection: Connection | None = None
         self._first: deque[_Turn] = deque()
@@ -61,6 +92,8 @@ class SqliteWriter:
 
     async def close(self) -> None:
         """Carry out what waits, close the connection, end the thread."""
+        if self._closed:
+            return
         self._closed = True
         if self._serving is not None:
             await self._serving
@@ -163,8 +196,9 @@ def driver(connection: Connection) -> sqlite3.Connection:
     return found
 
 
-def set_up(engine: Engine, synchronous: str, *, begin: str | None) -> None:
-    """Let an engine's connections begin as they must."""
+def _engine(url: URL, synchronous: str, *, begin: str | None) -> Engine:
+    """An engine whose connections belong to whoever opens them; `begin` is said before a first statement."""
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_S, "check_same_thread": False})
 
     def connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # We say BEGIN ourselves.
@@ -176,6 +210,7 @@ def set_up(engine: Engine, synchronous: str, *, begin: str | None) -> None:
     event.listen(engine, "connect", connect)
     if begin is not None:
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
 
 
 def pragmas(synchronous: str) -> list[str]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, func, or_, select, text
+from sqlalchemy import Select, bindparam, func, or_, select, text
 
 from holdfast.clock import rfc3339
 from holdfast.domain import events as ev
@@ -64,9 +64,9 @@ async def page(
 async def history(database: Database, session: str, before: str) -> list[Message]:
     """What was said in a session before the message `before`, oldest first."""
     limit = select(messages.c.seq).where(messages.c.id == before).scalar_subquery()
-    statement = _told(session).where(messages.c.seq < limit).order_by(messages.c.seq, messages.c.id)
+    statement = _TOLD.where(messages.c.seq < limit).order_by(messages.c.seq, messages.c.id)
     async with database.read() as conn:
-        rows = (await conn.execute(statement)).mappings().all()
+        rows = (await conn.execute(statement, {"session": session})).mappings().all()
         found = [await _message(conn, row) for row in rows]
         await _add_actions(conn, found)
     return found
@@ -86,16 +86,23 @@ async def message(database: Database, message_id: str) -> Message | None:
 _LAST = 2**62
 
 
-def _told(session: str) -> Select[Any]:
-    return select(messages).where(messages.c.session_id == session, messages.c.seq.is_not(None))
+_TOLD = select(messages).where(messages.c.session_id == bindparam("session"), messages.c.seq.is_not(None))
+
+
+def _with_totals() -> Select[Any]:
+    """What was told, oldest first, and how much content there is from each message to the newest."""
+    total = func.sum(func.length(messages.c.content)).over(order_by=[messages.c.seq.desc(), messages.c.id.desc()])
+    sized = _TOLD.add_columns(total.label("total")).subquery()
+    return select(sized).order_by(sized.c.seq, sized.c.id)
+
+
+_NEWEST = _with_totals()
+"""Put together once: that takes longer than to carry it out."""
 
 
 async def _newest(conn: Connection, session: str) -> tuple[list[Message], bool]:
     """The newest messages, oldest first, as many as a snapshot may carry."""
-    total = func.sum(func.length(messages.c.content)).over(order_by=[messages.c.seq.desc(), messages.c.id.desc()])
-    sized = _told(session).add_columns(total.label("total")).subquery()
-    statement = select(sized).order_by(sized.c.seq, sized.c.id)
-    rows = (await conn.execute(statement)).mappings().all()
+    rows = (await conn.execute(_NEWEST, {"session": session})).mappings().all()
     kept = [row for row in rows if row["total"] <= SNAPSHOT_BYTES] or list(rows[-1:])
     found = [await _message(conn, row) for row in kept]
     await _add_actions(conn, found)
