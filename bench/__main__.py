@@ -26,6 +26,7 @@ from sqlalchemy import insert
 
 from bench import actions, jobs, naive
 from bench.common import ROOT, Row, holdfast, quantiles, serving
+from bench.returns import returns
 from bench.wire import Reader, Wire, connect
 from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
@@ -329,6 +330,9 @@ async def measure(only: str) -> list[Row]:
             rows += await jobs.starts()
         if "m" in only:
             rows += await jobs.idle()
+        if "n" in only:
+            rows += await returns("SQLite")
+            rows += await returns("PostgreSQL", "--database-url", on_postgres)
     finally:
         postgres.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -338,7 +342,7 @@ async def measure(only: str) -> list[Row]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("--only", default="abcdefghijklm", help="the letters of the parts")
+    parser.add_argument("--only", default="abcdefghijklmn", help="the letters of the parts")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = asyncio.run(measure(arguments.only))

@@ -52,6 +52,22 @@ async def test_three_frames_are_enough_for_a_chat(shared: ServerProcess) -> None
         assert [e["seq"] for e in client.events[session]] == list(range(1, len(client.events[session]) + 1))
 
 
+async def test_the_three_frames_may_go_out_at_once(shared: ServerProcess) -> None:
+    """However quick the agent and however busy the server: what is sent after the subscription comes as events."""
+
+    async def chat() -> list[int]:
+        session = await new_session(shared)
+        async with Client(shared.ws_url, hello=False) as client:
+            await client.send("hello", protocol="1.0")
+            await client.send("subscribe", session=session)
+            await client.send("send", session=session, content="fast 3")
+            await client.wait_event(session, lambda e: e["event"]["type"] in TERMINAL)
+            return [e["seq"] for e in client.events[session]]
+
+    for seen in await asyncio.gather(*(chat() for _ in range(60))):
+        assert seen == list(range(1, len(seen) + 1))
+
+
 async def test_every_frame_of_the_server_is_as_documented(shared: ServerProcess) -> None:
     session = await new_session(shared)
     async with Client(shared.ws_url) as client:

@@ -213,6 +213,28 @@ async def test_a_taken_place_is_refused_whole(database: Database, claim: Claim) 
         assert (await conn.execute(select(events.c.seq).where(events.c.seq >= 100))).first() is None
 
 
+async def test_a_full_disk_is_told_and_stores_nothing(database: Database, session: str) -> None:
+    if database.sqlite is None:
+        pytest.skip("PostgreSQL says so with a state of its own")
+    writer = database.sqlite.writer
+    long = (None, 0, ev.Custom(name="x", value={"text": "x" * 2_000_000}))
+
+    def limit(connection: Any, pages: int) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    await writer.run(lambda connection: limit(connection, 1))  # That is: as many as there are.
+    outcomes = await asyncio.gather(
+        database.transact(lambda tx: tx.append(session, [long])),
+        database.transact(lambda tx: tx.append(session, [long])),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 2
+    async with database.read() as conn:
+        assert (await conn.execute(select(events))).first() is None
+    await writer.run(lambda connection: limit(connection, 1_000_000))
+    await database.transact(lambda tx: tx.append(session, [long]))
+
+
 async def test_a_session_that_is_gone_takes_nothing_more(
     journal: Journal, database: Database, user: User, claim: Claim
 ) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -59,6 +60,14 @@ class Closed(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class _Snapshot:
+    """One that a subscription still needs: why, and when it has been read."""
+
+    reason: str
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Bucket:
@@ -166,7 +175,7 @@ class Connection:
         self._writable: asyncio.Event | None = scope.get("state", {}).get("writable")
         self._bucket = Bucket(self._settings.commands_per_second, self._engine.clock.monotonic())
         self._subscriptions: dict[str, Subscription] = {}
-        self._snapshots: dict[Subscription, str] = {}
+        self._snapshots: dict[Subscription, _Snapshot] = {}
         self._ready: dict[Subscription, None] = {}
         self._outbox: deque[str] = deque()
         self._commands: deque[frames.ClientFrame] = deque()
@@ -288,6 +297,7 @@ class Connection:
                 return frames.ack(frame.id, {})
             case frames.Send():
                 content = checked_content(frame.content, self._settings.content_bytes)
+                await self._follows(frame.session)
                 sent, dup, at = await engine.send(user, frame.session, content, key=frame.key, if_busy=frame.if_busy)
                 return frames.ack(frame.id, sent, dup=dup, at=at)
             case frames.Cancel():
@@ -341,7 +351,7 @@ class Connection:
         subscription = engine.hub.subscribe(session, seq, self._woken)
         self._subscriptions[session] = subscription
         if reason is not None:
-            self._snapshots[subscription] = reason
+            self._snapshots[subscription] = _Snapshot(reason)
         return ""
 
     def _unsubscribe(self, session: str) -> None:
@@ -349,7 +359,17 @@ class Connection:
         if subscription is not None:
             self._engine.hub.unsubscribe(subscription)
             self._ready.pop(subscription, None)
-            self._snapshots.pop(subscription, None)
+            self._snapshot_taken(subscription)
+
+    async def _follows(self, session: str) -> None:
+        """Wait for a snapshot that was asked for before: what is sent behind it comes as events, not in it."""
+        subscription = self._subscriptions.get(session)
+        if subscription is not None and (snapshot := self._snapshots.get(subscription)) is not None:
+            await snapshot.taken.wait()
+
+    def _snapshot_taken(self, subscription: Subscription) -> None:
+        if (snapshot := self._snapshots.pop(subscription, None)) is not None:
+            snapshot.taken.set()
 
     def _woken(self, subscription: Subscription) -> None:
         self._ready[subscription] = None
@@ -388,8 +408,8 @@ class Connection:
         """One frame of one subscription; it goes to the end of the line when there is more."""
         engine, epoch, session = self._engine, self._engine.database.epoch, subscription.session
         try:
-            if (reason := self._snapshots.get(subscription)) is not None:
-                text = await self._snapshot(subscription, reason)
+            if (snapshot := self._snapshots.get(subscription)) is not None:
+                text = await self._snapshot(subscription, snapshot)
             elif items := await engine.hub.next_items(subscription):
                 text = frames.events(session, epoch, items)
             elif not subscription.live:
@@ -406,17 +426,21 @@ class Connection:
         if text:
             await self._transmit(text)
 
-    async def _snapshot(self, subscription: Subscription, reason: str) -> str:
+    async def _snapshot(self, subscription: Subscription, snapshot: "_Snapshot") -> str:
         database, session = self._engine.database, subscription.session
-        async with database.read() as conn:
-            row = await sessions.row_of(conn, session)
-        stored = await transcripts.load(database, session, row["oldest_seq"])
+        try:
+            async with database.read() as conn:
+                row = await sessions.row_of(conn, session)
+            stored = await transcripts.load(database, session, row["oldest_seq"])
+        except Unavailable:
+            snapshot.taken.set()  # Who waits for it is to hear of that, too.
+            raise
         state = stored.transcript.snapshot()
         if stored.earlier:
             state["earlier"] = True
-        self._snapshots.pop(subscription, None)
+        self._snapshot_taken(subscription)
         subscription.seq = stored.transcript.seq
-        return frames.snapshot(session, database.epoch, subscription.seq, reason, state)
+        return frames.snapshot(session, database.epoch, subscription.seq, snapshot.reason, state)
 
     async def _keep_pace(self) -> None:
         """Wait until the peer has taken what it was sent, so that none holds more than one frame."""

@@ -86,6 +86,7 @@ def is_connection_error(error: BaseException) -> bool:
             or state[:2] in ("08", "57", "53")
             or "unable to open" in words
             or "disk I/O error" in words
+            or "is full" in words
         )
     return isinstance(error, OSError | exc.TimeoutError | TimeoutError)
 
