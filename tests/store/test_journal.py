@@ -1,6 +1,7 @@
 """The journal: gapless, in order, fenced by position, and what the database did not say is found out."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from holdfast.store.claims import Claim
 from holdfast.store.database import Database
 from holdfast.store.journal import Journal
 from holdfast.store.tables import events
-from sqlalchemy import select, text
+from sqlalchemy import exc, select, text
 
 KIND = "TEXT_MESSAGE_CONTENT"
 
@@ -211,6 +212,21 @@ async def test_a_taken_place_is_refused_whole(database: Database, claim: Claim) 
     await appender.close()
     async with database.read() as conn:
         assert (await conn.execute(select(events.c.seq).where(events.c.seq >= 100))).first() is None
+
+
+async def test_a_database_that_stays_busy_is_told(database: Database, session: str) -> None:
+    tries: list[int] = []
+
+    async def work(tx: Any) -> None:
+        tries.append(1)
+        await tx.append(session, [(None, 0, ev.Custom(name="x", value={}))])
+        raise exc.OperationalError("UPDATE", None, sqlite3.OperationalError("database is locked"))
+
+    with pytest.raises(Unavailable):
+        await database.transact(work)
+    assert len(tries) > 3
+    async with database.read() as conn:
+        assert (await conn.execute(select(events))).first() is None
 
 
 async def test_a_full_disk_is_told_and_stores_nothing(database: Database, session: str) -> None:

@@ -10,11 +10,11 @@ from sqlalchemy import Connection as PlainConnection
 from sqlalchemy import Dialect, Executable
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-SQLITE = SQLiteDialect_pysqlite()
+_SQLITE = SQLiteDialect_pysqlite()
 
 
 class Connection(Protocol):
-    """An open connection: SQLAlchemy's `AsyncConnection`, or the one that a unit has in a writer's thread."""
+    """An open connection: SQLAlchemy's `AsyncConnection` on PostgreSQL, and the two below on SQLite."""
 
     @property
     def dialect(self) -> Dialect:
@@ -47,7 +47,7 @@ class ReadingConnection:
     @property
     def dialect(self) -> Dialect:
         """See `Connection`."""
-        return SQLITE
+        return _SQLITE
 
     async def execute(self, statement: Executable, parameters: Any = None, /) -> Any:
         """See `Connection`; all rows are there."""

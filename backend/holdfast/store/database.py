@@ -264,7 +264,7 @@ class Database:
             except (exc.SQLAlchemyError, OSError) as error:
                 if is_connection_error(error):
                     raise _gone() from error
-                if not is_retryable(error) or attempt == _RETRIES - 1:
+                if not is_retryable(error):
                     raise
             await asyncio.sleep(self._random.uniform(0, 0.01 * 2**attempt))
         raise Unavailable("The database is busy", retry_after_s=1.0)
