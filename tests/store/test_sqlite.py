@@ -3,8 +3,9 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from holdfast.store.sqlite import SqliteWriter, finished
@@ -108,6 +109,26 @@ async def test_when_sqlite_takes_all_back_nobody_is_told_that_it_is_stored(write
     assert said(file) == []
     await writer.run(lambda c: say(c, "again"))
     assert said(file) == ["again"]
+
+
+async def test_whatever_a_unit_raises_nobody_is_left_waiting(writer: SqliteWriter, file: Path) -> None:
+    def leave(_: Connection) -> None:
+        raise SystemExit(3)
+
+    waiting = [writer.run(lambda c: say(c, "before")), writer.run(leave), writer.run(lambda c: say(c, "after"))]
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(*(asyncio.ensure_future(_said_by(one)) for one in waiting))
+    assert outcomes == ["SystemExit"] * 3
+    assert said(file) == []
+    await writer.run(lambda c: say(c, "again"))
+    assert said(file) == ["again"]
+
+
+async def _said_by(one: Coroutine[Any, Any, Any]) -> str:
+    try:
+        return await one
+    except SystemExit as error:
+        return type(error).__name__
 
 
 async def test_who_gives_up_before_its_turn_has_changed_nothing(writer: SqliteWriter, file: Path) -> None:

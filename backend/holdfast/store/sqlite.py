@@ -126,15 +126,16 @@ class SqliteWriter:
                 if time.monotonic() > closes:
                     break
             connection.exec_driver_sql("COMMIT")
-        except Exception as error:
+        except BaseException as error:
             self._drop()
-            return [_Outcome(error=error)] * len(group)
+            return [_Outcome(error=error)] * len(group)  # Whatever it is: nobody is left waiting.
         return outcomes
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            with contextlib.suppress(Exception):  # It is given up.
+                connection.close()
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,7 +143,7 @@ class _Outcome:
     """What became of one turn."""
 
     result: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 @dataclass(slots=True, frozen=True, eq=False)
