@@ -34,7 +34,7 @@ class SystemClock:
 def new_id() -> str:
     """A UUIDv7 (RFC 9562): 48 bits of milliseconds, 12 of their fraction (method 3), 62 random ones.
 
-    Those of one process sort as they were made, within a millisecond too: what is sent first is first in line.
+    Those of one process sort as they were made, to a quarter of a microsecond: what is sent first is first in line.
     """
     milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
     fraction = rest_ns * 4096 // 1_000_000

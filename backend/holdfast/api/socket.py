@@ -20,6 +20,7 @@ from holdfast import tracing
 from holdfast.api import problems
 from holdfast.api.auth import Authenticator, offered
 from holdfast.api.bodies import unstorable
+from holdfast.api.bucket import Bucket
 from holdfast.clock import is_id, new_id
 from holdfast.config import Settings
 from holdfast.context import about
@@ -68,27 +69,6 @@ class _Snapshot:
 
     reason: str
     taken: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class Bucket:
-    """Tokens that come back at `rate` a second; it holds one second's worth."""
-
-    def __init__(self, rate: int, now: float) -> None:
-        self._rate = rate
-        self._tokens = float(rate)
-        self._at = now
-        self.refused = 0
-
-    def take(self, now: float) -> float:
-        """0 when a token was there, else the seconds until the next one."""
-        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens >= 1:
-            self._tokens -= 1
-            self.refused = 0
-            return 0.0
-        self.refused += 1
-        return (1 - self._tokens) / self._rate
 
 
 class Sockets:
